@@ -1,0 +1,441 @@
+//! The names of things, parsed once and typed from then on: repositories, guests, disks, points, lineages,
+//! attempts, jobs, bitmaps and block nodes. Pure: no I/O, no clock, no randomness but what is handed in.
+//!
+//! The shapes are those of the commit protocol: a checkpoint bitmap says which repository, point and
+//! lineage it continues, so that a renamed or exchanged disk can never be mistaken for another.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// A text that is not the name it was said to be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not {what}: {expected}")]
+pub struct ParseIdError {
+    /// The kind of name, with its article.
+    pub what: &'static str,
+    /// What was given.
+    pub text: String,
+    /// What would have been right.
+    pub expected: &'static str,
+}
+
+fn refuse<T>(what: &'static str, text: &str, expected: &'static str) -> Result<T, ParseIdError> {
+    Err(ParseIdError { what, text: text.to_owned(), expected })
+}
+
+fn is_hex8(text: &str) -> bool {
+    text.len() == 8 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// Serde, `Display` and `FromStr` through the text form, for names that wrap a `String`.
+macro_rules! text_id {
+    ($name:ident) => {
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = ParseIdError;
+            fn try_from(text: String) -> Result<Self, ParseIdError> {
+                text.parse()
+            }
+        }
+        impl $name {
+            /// The text form, as it is stored and shown.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+/// A repository's identity: a UUID in lower case, made once when the repository is initialised.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RepositoryId(String);
+text_id!(RepositoryId);
+
+impl RepositoryId {
+    /// The first eight hex digits, as bitmap names carry them.
+    pub fn short(&self) -> &str {
+        &self.0[..8]
+    }
+}
+
+impl FromStr for RepositoryId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        match uuid::Uuid::try_parse(text) {
+            Ok(id) => Ok(Self(id.hyphenated().to_string())),
+            Err(_) => refuse("a repository id", text, "a UUID such as 9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10"),
+        }
+    }
+}
+
+impl From<uuid::Uuid> for RepositoryId {
+    fn from(id: uuid::Uuid) -> Self {
+        Self(id.hyphenated().to_string())
+    }
+}
+
+/// A guest's identity: QEMU's machine UUID in lower case, or the one its host file gives.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GuestId(String);
+text_id!(GuestId);
+
+impl FromStr for GuestId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        match uuid::Uuid::try_parse(text) {
+            Ok(id) if id.is_nil() => refuse("a guest's UUID", text, "any UUID but the one of zeros: start QEMU with -uuid"),
+            Ok(id) => Ok(Self(id.hyphenated().to_string())),
+            Err(_) => refuse("a guest's UUID", text, "a UUID such as 9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10"),
+        }
+    }
+}
+
+/// A disk's name: the `id` or QOM name of its device as the guest's definition gives it, at most 128 characters.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DiskName(String);
+text_id!(DiskName);
+
+impl DiskName {
+    /// The name as one component of a path: everything but letters, digits, `-`, `_` and inner dots percent-encoded.
+    pub fn file_stem(&self) -> String {
+        const KEEP: &percent_encoding::AsciiSet =
+            &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
+        let text = percent_encoding::utf8_percent_encode(&self.0, KEEP).to_string();
+        match text.strip_prefix('.') {
+            Some(rest) => format!("%2E{rest}"),
+            None => text,
+        }
+    }
+}
+
+impl FromStr for DiskName {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        if text.is_empty() || text.len() > 128 || text.chars().any(char::is_control) {
+            return refuse("a disk's name", text, "1 to 128 characters, none of them a control character");
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// A restore point's identity: a ULID in lower case, fresh for each attempt and never used again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PointId(String);
+text_id!(PointId);
+
+impl PointId {
+    /// A new id for the instant `unix_ms` (milliseconds since 1970), at least one millisecond after `newest`, so that
+    /// a guest's newest point has its largest id even when the clock went back.
+    pub fn new(unix_ms: u64, newest: Option<&PointId>, random: u128) -> Self {
+        let after = newest.map_or(0, |id| id.unix_ms() + 1);
+        Self(ulid::Ulid::from_parts(unix_ms.max(after), random).to_string().to_lowercase())
+    }
+
+    /// The instant in the id, in milliseconds since 1970.
+    pub fn unix_ms(&self) -> u64 {
+        ulid::Ulid::from_string(&self.0).map_or(0, |id| id.timestamp_ms())
+    }
+}
+
+impl FromStr for PointId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        match ulid::Ulid::from_string(text) {
+            Ok(id) if id.to_string().to_lowercase() == text => Ok(Self(text.to_owned())),
+            _ => refuse("a restore point's id", text, "26 characters of a ULID in lower case"),
+        }
+    }
+}
+
+/// One disk's unbroken sequence of points, from a full on: 8 hex digits made at that full.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LineageId(String);
+text_id!(LineageId);
+
+impl LineageId {
+    /// A lineage from random bits.
+    pub fn from_random(random: u32) -> Self {
+        Self(format!("{random:08x}"))
+    }
+}
+
+impl FromStr for LineageId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        if is_hex8(text) { Ok(Self(text.to_owned())) } else { refuse("a lineage", text, "8 hex digits in lower case") }
+    }
+}
+
+/// One try at one run: 8 hex digits. Jobs, nodes and fd sets of the try carry it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct AttemptId(String);
+text_id!(AttemptId);
+
+impl AttemptId {
+    /// An attempt from random bits.
+    pub fn from_random(random: u32) -> Self {
+        Self(format!("{random:08x}"))
+    }
+
+    /// The `opaque` of this attempt's fd sets, by which they are found again.
+    pub fn fdset_opaque(&self) -> String {
+        format!("driftline.{self}")
+    }
+}
+
+impl FromStr for AttemptId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        if is_hex8(text) { Ok(Self(text.to_owned())) } else { refuse("an attempt", text, "8 hex digits in lower case") }
+    }
+}
+
+/// A block job of ours: `driftline.<attempt8>.<lineage8>`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId {
+    /// The try that started it.
+    pub attempt: AttemptId,
+    /// The disk's lineage.
+    pub lineage: LineageId,
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "driftline.{}.{}", self.attempt, self.lineage)
+    }
+}
+
+impl From<JobId> for String {
+    fn from(id: JobId) -> String {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = ParseIdError;
+    fn try_from(text: String) -> Result<Self, ParseIdError> {
+        text.parse()
+    }
+}
+
+impl FromStr for JobId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let mut parts = text.split('.');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("driftline"), Some(attempt), Some(lineage), None) => {
+                Ok(Self { attempt: attempt.parse()?, lineage: lineage.parse()? })
+            }
+            _ => refuse("a job of ours", text, "driftline.<attempt>.<lineage>"),
+        }
+    }
+}
+
+/// What a bitmap of ours is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BitmapRole {
+    /// Records what was written since the point.
+    Checkpoint,
+    /// Frozen, with only the last granule set: a shrink clears it.
+    Sentinel,
+    /// What one job copies.
+    Increment,
+}
+
+/// A bitmap of ours: `driftline.<repo8>.<point>.<lineage8>` and the same with `.end` (sentinel) or `.inc` (a job's own).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BitmapName {
+    /// The first eight digits of the repository's id.
+    pub repository: String,
+    /// The point that it continues.
+    pub point: PointId,
+    /// The disk's lineage.
+    pub lineage: LineageId,
+    /// What it is for.
+    pub role: BitmapRole,
+}
+
+impl BitmapName {
+    /// The bitmap of `role` for one disk of one point.
+    pub fn new(repository: &RepositoryId, point: &PointId, lineage: &LineageId, role: BitmapRole) -> Self {
+        Self { repository: repository.short().to_owned(), point: point.clone(), lineage: lineage.clone(), role }
+    }
+
+    /// True when the name belongs to the repository, as far as eight digits can tell.
+    pub fn is_of(&self, repository: &RepositoryId) -> bool {
+        self.repository == repository.short()
+    }
+}
+
+impl fmt::Display for BitmapName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = match self.role {
+            BitmapRole::Checkpoint => "",
+            BitmapRole::Sentinel => ".end",
+            BitmapRole::Increment => ".inc",
+        };
+        write!(f, "driftline.{}.{}.{}{end}", self.repository, self.point, self.lineage)
+    }
+}
+
+impl From<BitmapName> for String {
+    fn from(name: BitmapName) -> String {
+        name.to_string()
+    }
+}
+
+impl TryFrom<String> for BitmapName {
+    type Error = ParseIdError;
+    fn try_from(text: String) -> Result<Self, ParseIdError> {
+        text.parse()
+    }
+}
+
+impl FromStr for BitmapName {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let mut parts = text.split('.');
+        let (Some("driftline"), Some(repository), Some(point), Some(lineage)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return refuse("a bitmap of ours", text, "driftline.<repository>.<point>.<lineage>[.end|.inc]");
+        };
+        let role = match (parts.next(), parts.next()) {
+            (None, _) => BitmapRole::Checkpoint,
+            (Some("end"), None) => BitmapRole::Sentinel,
+            (Some("inc"), None) => BitmapRole::Increment,
+            _ => return refuse("a bitmap of ours", text, "nothing, .end or .inc behind the lineage"),
+        };
+        if !is_hex8(repository) {
+            return refuse("a bitmap of ours", text, "8 hex digits of the repository's id");
+        }
+        Ok(Self { repository: repository.to_owned(), point: point.parse()?, lineage: lineage.parse()?, role })
+    }
+}
+
+/// What a block node of ours is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeRole {
+    /// The job's target.
+    Target,
+    /// The source of the sentinel's bits.
+    SentinelSource,
+}
+
+/// A block node of ours: `dl-<attempt8>-<n>-<role>`, 31 characters at most (QEMU's limit).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeName {
+    /// The try that made it.
+    pub attempt: AttemptId,
+    /// The disk's index in the journal.
+    pub index: u16,
+    /// What it is for.
+    pub role: NodeRole,
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = match self.role {
+            NodeRole::Target => "t",
+            NodeRole::SentinelSource => "sn",
+        };
+        write!(f, "dl-{}-{}-{role}", self.attempt, self.index)
+    }
+}
+
+/// One start of one agent: 16 hex digits, new each time. A changed one means "ask what survived".
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SessionId(String);
+text_id!(SessionId);
+
+impl SessionId {
+    /// A session from random bits.
+    pub fn from_random(random: u64) -> Self {
+        Self(format!("{random:016x}"))
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = ParseIdError;
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        if text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Ok(Self(text.to_owned()));
+        }
+        refuse("a session", text, "16 hex digits")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bitmap_name_reads_back_as_what_was_written() {
+        let repository: RepositoryId = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
+        let point = PointId::new(1_700_000_000_000, None, 7);
+        let lineage = LineageId::from_random(0xabc);
+        for role in [BitmapRole::Checkpoint, BitmapRole::Sentinel, BitmapRole::Increment] {
+            let name = BitmapName::new(&repository, &point, &lineage, role);
+            assert_eq!(name.to_string().parse::<BitmapName>().unwrap(), name);
+            assert!(name.is_of(&repository));
+        }
+    }
+
+    #[test]
+    fn foreign_bitmaps_are_not_ours() {
+        for text in ["libvirt-1", "driftline", "driftline.9f0c7e1e.x.00000abc", "driftline.9f0c7e1e.01j.0.end.inc", ""] {
+            assert!(text.parse::<BitmapName>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_point_is_newer_than_the_newest_though_the_clock_went_back() {
+        let newest = PointId::new(2_000, None, u128::MAX);
+        let next = PointId::new(1_000, Some(&newest), 0);
+        assert!(next > newest);
+        assert_eq!(next.unix_ms(), 2_001);
+    }
+
+    #[test]
+    fn a_disk_name_is_one_harmless_component_of_a_path() {
+        for (name, stem) in [
+            ("disk0", "disk0"),
+            ("/machine/peripheral/d0", "%2Fmachine%2Fperipheral%2Fd0"),
+            ("..", "%2E."),
+            (".hidden", "%2Ehidden"),
+            ("a b", "a%20b"),
+        ] {
+            assert_eq!(name.parse::<DiskName>().unwrap().file_stem(), stem);
+        }
+    }
+
+    #[test]
+    fn node_names_fit_into_qemus_31_characters() {
+        let node = NodeName { attempt: AttemptId::from_random(1), index: u16::MAX, role: NodeRole::SentinelSource };
+        assert!(node.to_string().len() <= 31);
+    }
+
+    #[test]
+    fn the_uuid_of_zeros_is_no_identity() {
+        assert!("00000000-0000-0000-0000-000000000000".parse::<GuestId>().is_err());
+    }
+}

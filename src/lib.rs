@@ -1,0 +1,10 @@
+//! Driftline: exact, incremental backups of running QEMU/KVM machines.
+//!
+//! The library behind the one binary. Read it in the order of the data flow: `api` (what a person asks for),
+//! `controller` (who turns it into requests), `rpc` (the contract), `agent` (who takes them on a node), `engine` (the
+//! commit protocol), `qmp` (how QEMU is spoken to), `repo` and `qcow2` (what is stored). `ids` names things, `chain`
+//! decides about points; both are pure. Layer rules stand in ARCHITECTURE.md and are checked by a test.
+
+pub mod clock;
+pub mod ids;
+pub mod retry;

@@ -1,0 +1,3 @@
+//! The one binary: arguments, configuration, role.
+
+fn main() {}

@@ -1,0 +1,2 @@
+//! Tests against a real QEMU with real disks.
+#![allow(clippy::unwrap_used, missing_docs)]
