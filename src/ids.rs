@@ -95,7 +95,9 @@ impl FromStr for GuestId {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
         match uuid::Uuid::try_parse(text) {
-            Ok(id) if id.is_nil() => refuse("a guest's UUID", text, "any UUID but the one of zeros: start QEMU with -uuid"),
+            Ok(id) if id.is_nil() => {
+                refuse("a guest's UUID", text, "any UUID but the one of zeros: start QEMU with -uuid")
+            }
             Ok(id) => Ok(Self(id.hyphenated().to_string())),
             Err(_) => refuse("a guest's UUID", text, "a UUID such as 9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10"),
         }
@@ -402,7 +404,8 @@ mod tests {
 
     #[test]
     fn foreign_bitmaps_are_not_ours() {
-        for text in ["libvirt-1", "driftline", "driftline.9f0c7e1e.x.00000abc", "driftline.9f0c7e1e.01j.0.end.inc", ""] {
+        for text in ["libvirt-1", "driftline", "driftline.9f0c7e1e.x.00000abc", "driftline.9f0c7e1e.01j.0.end.inc", ""]
+        {
             assert!(text.parse::<BitmapName>().is_err(), "{text}");
         }
     }

@@ -7,4 +7,5 @@
 
 pub mod clock;
 pub mod ids;
+pub mod qmp;
 pub mod retry;

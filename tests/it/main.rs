@@ -1,10 +1,3 @@
 //! One binary for what needs neither QEMU nor a control plane: layers, generated files, scenarios, crashes at every write.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod agent;
-mod architecture;
-mod controller;
-mod engine;
-mod examples;
-mod generated;
-mod repo;

@@ -1,0 +1,350 @@
+//! Nodes and bitmaps of a scripted QEMU.
+
+use std::{collections::BTreeSet, fs::File, io, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{Answer, FakeBitmap, Model, Refusal, generic, text};
+use crate::qmp::fake::image;
+
+#[derive(Debug, Clone)]
+pub(in crate::qmp::fake) struct Node {
+    pub(in crate::qmp::fake) name: String,
+    pub(in crate::qmp::fake) driver: String,
+    pub(in crate::qmp::fake) shown_file: String,
+    pub(in crate::qmp::fake) size: u64,
+    pub(in crate::qmp::fake) read_only: bool,
+    pub(in crate::qmp::fake) detect_zeroes: String,
+    /// Name of the edge and of the node below.
+    pub(in crate::qmp::fake) children: Vec<(&'static str, String)>,
+    pub(in crate::qmp::fake) bitmaps: Vec<FakeBitmap>,
+    /// Where its bytes are; none for filters.
+    pub(in crate::qmp::fake) file: Option<Arc<File>>,
+    /// Made by `blockdev-add`.
+    added: bool,
+    /// Its child was made with it and goes with it.
+    owns_child: bool,
+    /// What a job left in memory, not in the file yet.
+    pub(in crate::qmp::fake) unflushed: Option<Arc<image::Copy>>,
+}
+
+impl Node {
+    pub(super) fn new(name: &str, driver: &str, shown_file: &str, size: u64, file: Option<Arc<File>>) -> Node {
+        Node {
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            shown_file: shown_file.to_owned(),
+            size,
+            read_only: false,
+            detect_zeroes: "off".to_owned(),
+            children: Vec::new(),
+            bitmaps: Vec::new(),
+            file,
+            added: false,
+            owns_child: false,
+            unflushed: None,
+        }
+    }
+}
+
+impl Model {
+    pub(in crate::qmp::fake) fn node_names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
+    pub(super) fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    fn node_mut(&mut self, name: &str) -> Option<&mut Node> {
+        self.nodes.iter_mut().find(|node| node.name == name)
+    }
+
+    /// A node by its name or by the drive id of the device it is on top of.
+    pub(super) fn resolve(&self, name: &str) -> Result<String, Refusal> {
+        let by_drive = self.devices.iter().find(|device| !name.is_empty() && device.drive_id == name);
+        match by_drive.map(|device| &device.top).or_else(|| self.node(name).map(|node| &node.name)) {
+            Some(node) => Ok(node.clone()),
+            None => generic(format!("Cannot find device='{name}' nor node-name='{name}'")),
+        }
+    }
+
+    fn bitmap_node(&self, name: &str) -> Result<String, Refusal> {
+        self.resolve(name).or_else(|_| generic(format!("Node '{name}' not found")))
+    }
+
+    /// Everybody above `old` is now above `new`, but `new` itself.
+    pub(super) fn put_in_place(&mut self, old: &str, new: &str) {
+        for device in self.devices.iter_mut().filter(|device| device.top == old) {
+            new.clone_into(&mut device.top);
+        }
+        for node in self.nodes.iter_mut().filter(|node| node.name != new) {
+            for (_, child) in node.children.iter_mut().filter(|(_, child)| child == old) {
+                new.clone_into(child);
+            }
+        }
+    }
+
+    /// Opens a path, or a descriptor of a set that has the right mode.
+    fn open(&self, filename: &str, read_only: bool) -> Result<Arc<File>, Refusal> {
+        let Some(set) = filename.strip_prefix("/dev/fdset/") else {
+            return match File::options().read(true).write(!read_only).open(filename) {
+                Ok(file) => Ok(Arc::new(file)),
+                Err(error) => generic(format!("Could not open '{filename}': {}", in_words(&error))),
+            };
+        };
+        let flags = if read_only { 0 } else { 2 };
+        let refuse = |why| generic(format!("Could not dup FD for {filename} flags {flags}: {why}"));
+        let Some(set) = set.parse().ok().and_then(|id: i64| self.fdsets.iter().find(|set| set.id == id)) else {
+            return refuse("No such file or directory");
+        };
+        let wanted = if read_only { rustix::fs::OFlags::RDONLY } else { rustix::fs::OFlags::RDWR };
+        let fits = |file: &Arc<File>| {
+            rustix::fs::fcntl_getfl(file).is_ok_and(|flags| flags & rustix::fs::OFlags::RWMODE == wanted)
+        };
+        match set.fds.iter().map(|(_, _, file)| file).find(|file| fits(file)) {
+            Some(file) => Ok(file.clone()),
+            None => refuse("Permission denied"),
+        }
+    }
+
+    pub(super) fn blockdev_add(&mut self, options: &Value) -> Result<Answer, Refusal> {
+        let name = text(options, "node-name")?.to_owned();
+        self.add_node(&name, options)?;
+        Ok(json!({}).into())
+    }
+
+    fn add_node(&mut self, name: &str, options: &Value) -> Result<(), Refusal> {
+        if self.node(name).is_some() {
+            return generic(format!("Duplicate nodes with node-name='{name}'"));
+        }
+        let read_only = options.get("read-only").and_then(Value::as_bool).unwrap_or(false);
+        let driver = text(options, "driver")?;
+        let mut node = match (driver, options.get("file")) {
+            ("file", _) => {
+                let filename = text(options, "filename")?;
+                let file = self.open(filename, read_only)?;
+                let size = file.metadata().map_or(0, |metadata| metadata.len());
+                Node::new(name, driver, filename, size, Some(file))
+            }
+            ("qcow2" | "raw", Some(below)) => {
+                let (child, owns_child) = match below.as_str() {
+                    Some(child) => (child.to_owned(), false),
+                    None => {
+                        let child = match below.get("node-name").and_then(Value::as_str) {
+                            Some(child) => child.to_owned(),
+                            None => self.made_up_name(),
+                        };
+                        let mut below = below.clone();
+                        if read_only {
+                            below["read-only"] = json!(true);
+                        }
+                        self.add_node(&child, &below)?;
+                        (child, true)
+                    }
+                };
+                let Some(below) = self.node(&child) else {
+                    return generic(format!("Cannot find device='' nor node-name='{child}'"));
+                };
+                let mut node = Node::new(name, driver, &below.shown_file, below.size, below.file.clone());
+                if driver == "qcow2"
+                    && let Err(error) = read_qcow2(&mut node)
+                {
+                    self.nodes.retain(|node| !owns_child || node.name != child);
+                    return generic(error.to_string());
+                }
+                node.children.push(("file", child));
+                node.owns_child = owns_child;
+                node
+            }
+            _ => return generic(format!("Unknown driver '{driver}'")),
+        };
+        node.added = true;
+        node.read_only = read_only;
+        if let Some(detect) = options.get("detect-zeroes").and_then(Value::as_str) {
+            detect.clone_into(&mut node.detect_zeroes);
+        }
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    pub(super) fn blockdev_del(&mut self, arguments: &Value) -> Result<Answer, Refusal> {
+        let name = text(arguments, "node-name")?.to_owned();
+        let Some(node) = self.node(&name).cloned() else {
+            return generic(format!("Failed to find node with node-name='{name}'"));
+        };
+        if self.is_used_by_job(&name) {
+            return generic(format!("Node '{name}' is busy: block device is in use by block job: backup"));
+        }
+        if !node.added {
+            return generic(format!("Node {name} is not owned by the monitor"));
+        }
+        if self.nodes.iter().any(|other| other.children.iter().any(|(_, child)| *child == name)) {
+            return generic(format!("Block device {name} is in use"));
+        }
+        if let Err(error) = flush(&node) {
+            return generic(error.to_string());
+        }
+        let owned = node.children.iter().filter(|_| node.owns_child).map(|(_, child)| child.clone());
+        let going: BTreeSet<String> = owned.chain([name]).collect();
+        self.nodes.retain(|node| !going.contains(&node.name));
+        Ok(json!({}).into())
+    }
+
+    /// A clean end writes what jobs left.
+    pub(in crate::qmp::fake) fn flush_all(&mut self) {
+        for node in &self.nodes {
+            // As QEMU: what cannot be written is lost.
+            let _ = flush(node);
+        }
+    }
+
+    /// A bitmap command, outside of a transaction or in one.
+    pub(super) fn bitmap_command(&mut self, command: &str, data: &Value) -> Result<Answer, Refusal> {
+        let node = self.bitmap_node(text(data, "node")?)?;
+        let act = command.trim_start_matches("block-dirty-bitmap-");
+        if act == "merge" {
+            return self.merge(&node, data);
+        }
+        let name = text(data, "name")?;
+        let Some(node) = self.node_mut(&node) else { return generic("Node is gone") };
+        let at = node.bitmaps.iter().position(|bitmap| bitmap.name == name);
+        let flag = |key: &str| data.get(key).and_then(Value::as_bool).unwrap_or(false);
+        match (act, at) {
+            ("add", Some(_)) => return generic(format!("Bitmap already exists: {name}")),
+            ("add", None) => {
+                if flag("persistent") && node.driver != "qcow2" {
+                    let node = &node.name;
+                    return generic(format!("Can't store persistent bitmaps to {node}: Operation not supported"));
+                }
+                let granularity = data.get("granularity").and_then(Value::as_u64).unwrap_or(65536);
+                let mut bitmap = FakeBitmap { granularity, persistent: flag("persistent"), ..FakeBitmap::new(name) };
+                bitmap.recording = !flag("disabled");
+                node.bitmaps.push(bitmap);
+            }
+            (_, None) => return generic(format!("Dirty bitmap '{name}' not found")),
+            (_, Some(at)) => {
+                let bitmap = &mut node.bitmaps[at];
+                usable(bitmap, act == "remove")?;
+                match act {
+                    "remove" => drop(node.bitmaps.remove(at)),
+                    "clear" => bitmap.granules.clear(),
+                    "enable" => bitmap.recording = true,
+                    "disable" => bitmap.recording = false,
+                    _ => return generic(format!("The command {command} has not been found")),
+                }
+            }
+        }
+        Ok(json!({}).into())
+    }
+
+    fn merge(&mut self, node: &str, data: &Value) -> Result<Answer, Refusal> {
+        let target = text(data, "target")?;
+        let mut gained = BTreeSet::new();
+        let (granularity, size) = match self.node(node).map(|n| (n.bitmaps.iter().find(|b| b.name == target), n.size)) {
+            Some((Some(bitmap), size)) => {
+                usable(bitmap, false)?;
+                (bitmap.granularity, size)
+            }
+            _ => return generic(format!("Dirty bitmap '{target}' not found")),
+        };
+        for source in data.get("bitmaps").and_then(Value::as_array).into_iter().flatten() {
+            let (from, name) = match source.as_str() {
+                Some(name) => (node.to_owned(), name),
+                None => (self.bitmap_node(text(source, "node")?)?, text(source, "name")?),
+            };
+            let Some(from) = self.node(&from) else { return generic("Node is gone") };
+            let Some(bitmap) = from.bitmaps.iter().find(|bitmap| bitmap.name == name) else {
+                return generic(format!("Dirty bitmap '{name}' not found"));
+            };
+            usable(bitmap, false)?;
+            if from.size != size {
+                return generic(format!(
+                    "Bitmaps are of different sizes (destination size is {size}, source size is {}) and can't be merged",
+                    from.size
+                ));
+            }
+            for granule in &bitmap.granules {
+                let (start, end) = (granule * bitmap.granularity, (granule + 1) * bitmap.granularity);
+                gained.extend(start / granularity..end.div_ceil(granularity));
+            }
+        }
+        let bitmap = self.node_mut(node).and_then(|n| n.bitmaps.iter_mut().find(|b| b.name == target));
+        if let Some(bitmap) = bitmap {
+            bitmap.granules.extend(gained);
+        }
+        Ok(json!({}).into())
+    }
+
+    fn format_of(&self, disk: &str) -> Option<String> {
+        self.devices.iter().find(|device| device.id == disk).map(|device| device.format.clone())
+    }
+
+    pub(in crate::qmp::fake) fn bitmaps(&self, disk: &str) -> Vec<FakeBitmap> {
+        self.format_of(disk).and_then(|node| self.node(&node)).map(|node| node.bitmaps.clone()).unwrap_or_default()
+    }
+
+    pub(in crate::qmp::fake) fn disk_file(&self, disk: &str) -> io::Result<Arc<File>> {
+        let file = self.format_of(disk).and_then(|node| self.node(&node)?.file.clone());
+        file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("Disk {disk} is not there")))
+    }
+
+    pub(in crate::qmp::fake) fn mark_written(&mut self, disk: &str, offset: u64, length: u64) {
+        let Some(node) = self.format_of(disk) else { return };
+        let Some(node) = self.node_mut(&node) else { return };
+        for bitmap in node.bitmaps.iter_mut().filter(|bitmap| bitmap.recording && length > 0) {
+            let granules = offset / bitmap.granularity..(offset + length).div_ceil(bitmap.granularity);
+            let into = if bitmap.busy { &mut bitmap.meanwhile } else { &mut bitmap.granules };
+            into.extend(granules);
+        }
+    }
+
+    pub(in crate::qmp::fake) fn resize(&mut self, disk: &str, size: u64) -> io::Result<()> {
+        let file = self.disk_file(disk)?;
+        let before = file.metadata()?.len();
+        file.set_len(size)?;
+        for node in self.nodes.iter_mut().filter(|node| node.file.as_ref().is_some_and(|f| Arc::ptr_eq(f, &file))) {
+            node.size = size;
+            for bitmap in &mut node.bitmaps {
+                let end = size.div_ceil(bitmap.granularity);
+                bitmap.granules.retain(|granule| *granule < end);
+            }
+        }
+        self.mark_written(disk, before, size.saturating_sub(before));
+        Ok(())
+    }
+}
+
+/// Whether a bitmap can be used; an inconsistent one only be removed.
+pub(super) fn usable(bitmap: &FakeBitmap, removal: bool) -> Result<(), Refusal> {
+    let name = &bitmap.name;
+    if bitmap.busy {
+        return generic(format!("Bitmap '{name}' is currently in use by another operation and cannot be used"));
+    }
+    if bitmap.inconsistent && !removal {
+        return generic(format!("Bitmap '{name}' is inconsistent and cannot be used"));
+    }
+    Ok(())
+}
+
+fn read_qcow2(node: &mut Node) -> io::Result<()> {
+    let file = node.file.as_ref().ok_or_else(|| io::Error::other("Node has no file"))?;
+    node.size = image::header(file)?.virtual_size;
+    for (name, granularity, granules) in image::bitmaps(file)? {
+        let stored = FakeBitmap::new(&name);
+        node.bitmaps.push(FakeBitmap { granularity: u64::from(granularity), persistent: true, granules, ..stored });
+    }
+    Ok(())
+}
+
+fn flush(node: &Node) -> io::Result<()> {
+    match (&node.unflushed, &node.file) {
+        (Some(copy), Some(file)) if node.driver == "qcow2" => image::fill(file, copy),
+        _ => Ok(()),
+    }
+}
+
+fn in_words(error: &io::Error) -> String {
+    let words = error.to_string();
+    words.split(" (os error").next().unwrap_or_default().to_owned()
+}

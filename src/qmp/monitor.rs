@@ -1,0 +1,266 @@
+//! A guest's monitor: connects when asked, and again after a cut; everybody shares the one client. A second client of
+//! one socket gets no greeting at all, so there is never more than one connection of ours.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Address, Client, ExecuteError,
+    client::Facts,
+    command::{QmpCapabilities, QueryBlock, QueryQmpSchema},
+    process::Process,
+    transport::{self, Reader},
+    version::Version,
+    wire::{self, Lines, MAX_LINE, Message, WireError},
+};
+use crate::retry::Retry;
+
+/// How long QEMU may take to greet and to take the capabilities.
+pub const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Told of each command that failed: for counters by command and reason.
+#[derive(Clone)]
+pub struct ErrorObserver(Arc<dyn Fn(&ExecuteError) + Send + Sync>);
+
+impl ErrorObserver {
+    /// Calls `observe` at each failure; it must not block.
+    pub fn new(observe: impl Fn(&ExecuteError) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(observe))
+    }
+
+    pub(super) fn failed(&self, error: &ExecuteError) {
+        (self.0)(error);
+    }
+}
+
+impl std::fmt::Debug for ErrorObserver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ErrorObserver")
+    }
+}
+
+/// No connection to a guest's monitor.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// There is no socket of that name.
+    #[error("There is no QMP socket {address}")]
+    NotThere {
+        /// The socket.
+        address: Address,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Nobody listens on the socket: QEMU has ended, or not started yet.
+    #[error("Nobody listens on QMP socket {address}")]
+    Refused {
+        /// The socket.
+        address: Address,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket cannot be reached.
+    #[error("QMP socket {address} cannot be connected to")]
+    Unreachable {
+        /// The socket.
+        address: Address,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Connected, but QEMU does not greet: it serves one client at a time.
+    #[error("QMP socket {address} does not greet: another client holds the monitor")]
+    Busy {
+        /// The socket.
+        address: Address,
+    },
+    /// It ended the connection before it greeted.
+    #[error("QMP socket {address} ended the connection before its greeting")]
+    Closed {
+        /// The socket.
+        address: Address,
+    },
+    /// What it says is not QMP.
+    #[error("What listens on {address} does not speak QMP")]
+    NotQmp {
+        /// The socket.
+        address: Address,
+        /// What is wrong with what it said.
+        #[source]
+        source: WireError,
+    },
+    /// QEMU is older than any that this build may be used with.
+    #[error("QEMU {version} on {address} is too old: 6.0 or newer is needed")]
+    TooOld {
+        /// The socket.
+        address: Address,
+        /// Its version.
+        version: Version,
+    },
+    /// It greeted, but a command that opens the connection failed.
+    #[error("QEMU on {address} greeted, but does not serve")]
+    NotServing {
+        /// The socket.
+        address: Address,
+        /// The cause.
+        #[source]
+        source: ExecuteError,
+    },
+}
+
+impl ConnectError {
+    /// One word for conditions, events and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotThere { .. } => "MonitorNotThere",
+            Self::Refused { .. } => "MonitorRefused",
+            Self::Unreachable { .. } => "MonitorUnreachable",
+            Self::Busy { .. } => "MonitorBusy",
+            Self::Closed { .. } => "MonitorClosed",
+            Self::NotQmp { .. } => "NotQMP",
+            Self::TooOld { .. } => "QEMUTooOld",
+            Self::NotServing { source: ExecuteError::TimedOut { .. }, .. } => "MonitorHangs",
+            Self::NotServing { .. } => "MonitorNotServing",
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::NotThere { .. }
+            | Self::Refused { .. }
+            | Self::Unreachable { .. }
+            | Self::Busy { .. }
+            | Self::Closed { .. }
+            | Self::NotServing { .. } => Retry::Backoff,
+            Self::NotQmp { .. } | Self::TooOld { .. } => Retry::OnChange,
+        }
+    }
+}
+
+/// A guest's monitor. Clones share the connection.
+#[derive(Debug, Clone)]
+pub struct Monitor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    address: Address,
+    observer: Option<ErrorObserver>,
+    current: tokio::sync::Mutex<Option<Client>>,
+}
+
+impl Monitor {
+    /// The monitor at `address`; nothing is connected yet.
+    pub fn new(address: Address) -> Monitor {
+        Monitor(Arc::new(Inner { address, observer: None, current: tokio::sync::Mutex::default() }))
+    }
+
+    /// The same, with somebody who is told of each command that fails.
+    pub fn observed(address: Address, observer: ErrorObserver) -> Monitor {
+        Monitor(Arc::new(Inner { address, observer: Some(observer), current: tokio::sync::Mutex::default() }))
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &Address {
+        &self.0.address
+    }
+
+    /// The living connection, or a new one. Callers at the same time wait for the same attempt.
+    pub async fn client(&self) -> Result<Client, ConnectError> {
+        let mut current = self.0.current.lock().await;
+        if let Some(client) = current.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        *current = None;
+        let client = connect(&self.0.address, self.0.observer.clone()).await?;
+        *current = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Ends the connection, so that another client can use the socket. The next `client` connects again.
+    pub async fn disconnect(&self) {
+        if let Some(client) = self.0.current.lock().await.take() {
+            client.close();
+        }
+    }
+}
+
+async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<Client, ConnectError> {
+    let deadline = Instant::now() + GREETING_DEADLINE;
+    let connected = tokio::time::timeout_at(deadline, transport::connect(address)).await;
+    let (mut reader, writer, pid) = match connected {
+        Ok(Ok(connected)) => connected,
+        Ok(Err(source)) => return Err(not_connected(address, source)),
+        Err(_) => return Err(ConnectError::Busy { address: address.clone() }),
+    };
+    let mut lines = Lines::new(MAX_LINE);
+    let (version, capabilities) = greeting(address, &mut reader, &mut lines, deadline).await?;
+    let (major, minor) = Version::OLDEST;
+    if !version.at_least(major, minor) {
+        return Err(ConnectError::TooOld { address: address.clone(), version });
+    }
+    let enable: Vec<String> = capabilities.into_iter().filter(|capability| capability == "oob").collect();
+    let facts = Facts {
+        version,
+        out_of_band: !enable.is_empty(),
+        process: pid.and_then(Process::of),
+        schema: Arc::default(),
+        known: Arc::default(),
+    };
+    let client = Client::start(reader, writer, lines, facts, observer);
+    let not_serving = |source| ConnectError::NotServing { address: address.clone(), source };
+    client.execute(&QmpCapabilities { enable }).await.map_err(not_serving)?;
+    let schema = client.execute(&QueryQmpSchema {}).await.map_err(not_serving)?;
+    // Teaches the connection which names are drive ids, before anything can be sent that names one.
+    client.execute(&QueryBlock {}).await.map_err(not_serving)?;
+    Ok(client.with_schema(super::Schema::from(schema).shared()))
+}
+
+fn not_connected(address: &Address, source: io::Error) -> ConnectError {
+    let address = address.clone();
+    match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ConnectError::NotThere { address, source },
+        io::ErrorKind::ConnectionRefused => ConnectError::Refused { address, source },
+        // The socket's queue is full of clients that wait for the one before them.
+        io::ErrorKind::WouldBlock => ConnectError::Busy { address },
+        _ => ConnectError::Unreachable { address, source },
+    }
+}
+
+/// Reads up to the greeting. Before it may come replies to a dead client, or the rest of one.
+async fn greeting(
+    address: &Address,
+    reader: &mut Reader,
+    lines: &mut Lines,
+    deadline: Instant,
+) -> Result<(Version, Vec<String>), ConnectError> {
+    let not_qmp = |source| ConnectError::NotQmp { address: address.clone(), source };
+    let mut nonsense = None;
+    let mut buffer = vec![0; 4 << 10];
+    loop {
+        while let Some(line) = lines.next_line().map_err(not_qmp)? {
+            match wire::parse(&line) {
+                Ok(Message::Greeting { version, capabilities }) => return Ok((version, capabilities)),
+                Ok(Message::Reply { .. } | Message::Event(_)) => {}
+                Err(source) if nonsense.is_none() => nonsense = Some(source),
+                Err(source) => return Err(not_qmp(source)),
+            }
+        }
+        let read = tokio::time::timeout_at(deadline, reader.read(&mut buffer)).await;
+        match (read, nonsense) {
+            (Ok(Ok(read)), before) if read > 0 => {
+                nonsense = before;
+                lines.feed(&buffer[..read]);
+            }
+            (_, Some(source)) => return Err(not_qmp(source)),
+            (Err(_), None) => return Err(ConnectError::Busy { address: address.clone() }),
+            (Ok(_), None) => return Err(ConnectError::Closed { address: address.clone() }),
+        }
+    }
+}
+
+#[cfg(test)]
+#[cfg(feature = "fake")]
+mod tests;
