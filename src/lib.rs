@@ -5,7 +5,10 @@
 //! commit protocol), `qmp` (how QEMU is spoken to), `repo` and `qcow2` (what is stored). `ids` names things, `chain`
 //! decides about points; both are pure. Layer rules stand in ARCHITECTURE.md and are checked by a test.
 
+pub mod chain;
 pub mod clock;
 pub mod ids;
+pub mod qcow2;
 pub mod qmp;
+pub mod repo;
 pub mod retry;

@@ -1,0 +1,251 @@
+//! Verification: reads everything that was stored and says what is not as it was. Changes nothing. What is wrong is a
+//! finding; an error is only what keeps from looking.
+
+use std::{
+    fs::File,
+    os::fd::AsFd,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use super::{
+    Act, RepoError, Repository, Scan, StoreError, StoredPoint, chain_of, digest_clusters,
+    digests::{Entry, Table},
+    layout,
+    manifest::{DiskIdentity, StoredDisk},
+    read::graph_of,
+    seal::file_digest,
+};
+use crate::{
+    chain::{
+        finding::{Finding, Kind, Severity},
+        graph::Graph,
+    },
+    ids::{GuestId, PointId},
+    qcow2::{CLUSTER, header::Header, map::Map},
+};
+
+/// How far verification is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckProgress {
+    /// The point that is being read.
+    pub point: PointId,
+    /// Bytes read so far, of all points.
+    pub done: u64,
+    /// Bytes stored in all points that are verified.
+    pub total: u64,
+}
+
+/// Verifies the repository, one guest of it, or one point: manifests, chains, image tables, and every stored cluster
+/// against its digest.
+///
+/// # Errors
+/// When the repository cannot be read at all, or a point that was asked for is not there.
+pub fn verify(
+    repository: &Repository,
+    guest: Option<&GuestId>,
+    point: Option<&PointId>,
+    progress: &mut dyn FnMut(CheckProgress),
+    cancel: &AtomicBool,
+) -> Result<Vec<Finding>, RepoError> {
+    let guests = match guest {
+        Some(guest) => vec![guest.clone()],
+        None => repository.guests()?,
+    };
+    let asked = |id: &PointId| point.is_none_or(|point| point == id);
+    let mut findings = Vec::new();
+    let mut chosen: Vec<(GuestId, Graph, Vec<StoredPoint>)> = Vec::new();
+    for guest in guests {
+        let scan = repository.scan(&guest)?;
+        let graph = graph_of(&scan.points);
+        findings.extend(of_folder(&guest, &scan).filter(|finding| finding.point.as_ref().is_none_or(asked)));
+        let points = scan.points.into_iter().filter(|stored| asked(&stored.manifest.identity.point)).collect();
+        chosen.push((guest, graph, points));
+    }
+    if let (Some(guest), Some(point)) = (guest, point)
+        && chosen.iter().all(|(_, _, points)| points.is_empty())
+        && findings.is_empty()
+    {
+        return Err(RepoError::NoSuchPoint { guest: guest.clone(), point: point.clone() });
+    }
+    let points =
+        || chosen.iter().flat_map(|(guest, graph, points)| points.iter().map(move |point| (guest, graph, point)));
+    let total = points().flat_map(|(_, _, stored)| &stored.manifest.storage.disks).map(|disk| disk.bytes).sum();
+    let mut done = 0;
+    for (guest, graph, stored) in points() {
+        let point = &stored.manifest.identity.point;
+        for identity in &stored.manifest.identity.disks {
+            let Some(disk) = stored.manifest.stored(&identity.name) else { continue };
+            let mut read = |bytes: u64| {
+                let done = done + bytes.min(disk.bytes);
+                progress(CheckProgress { point: point.clone(), done, total });
+            };
+            let mut found = Vec::new();
+            if let Err(broken) = graph.chain(point, &identity.name) {
+                found.push(Finding::new(Severity::Damage, Kind::ChainBroken, broken.to_string()));
+            }
+            let subject = Subject { repository, guest, point, identity, disk, cancel };
+            subject.verify(&mut read, &mut found);
+            done += disk.bytes;
+            if cancel.load(Ordering::Relaxed) {
+                // What could not be looked at any longer is not damaged.
+                found.retain(|finding| finding.kind != Kind::Unchecked);
+                found.push(Finding::new(Severity::Notice, Kind::Unchecked, "Verification was cancelled here"));
+            }
+            findings.extend(found.into_iter().map(|finding| finding.guest(guest).point(point).disk(&identity.name)));
+            if cancel.load(Ordering::Relaxed) {
+                return Ok(findings);
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// What a look into a guest's folder tells, before anything is read.
+fn of_folder(guest: &GuestId, scan: &Scan) -> impl Iterator<Item = Finding> {
+    let partial = scan.partial.iter().map(|partial| {
+        let text = format!("Point {partial} has no manifest: a backup is going on or was cut off");
+        Finding::new(Severity::Notice, Kind::PartialPoint, text).point(partial)
+    });
+    let twice = scan.points.windows(2).filter_map(|pair| {
+        let (one, other) = (&pair[0].manifest.identity, &pair[1].manifest.identity);
+        let text = format!("Points {} and {} have one sequence number", one.point, other.point);
+        (one.sequence == other.sequence)
+            .then(|| Finding::new(Severity::Notice, Kind::SequenceTwice, text).point(&other.point))
+    });
+    scan.findings.iter().cloned().chain(partial).chain(twice).map(|finding| finding.guest(guest))
+}
+
+/// One disk of one point.
+struct Subject<'a> {
+    repository: &'a Repository,
+    guest: &'a GuestId,
+    point: &'a PointId,
+    identity: &'a DiskIdentity,
+    disk: &'a StoredDisk,
+    cancel: &'a AtomicBool,
+}
+
+impl Subject<'_> {
+    /// What is wrong with it.
+    fn verify(&self, progress: &mut dyn FnMut(u64), found: &mut Vec<Finding>) {
+        let Self { repository, guest, point, identity, disk, cancel } = *self;
+        let mut damage = |kind, text: String| found.push(Finding::new(Severity::Damage, kind, text));
+        let image = match repository.image(guest, point, &disk.name) {
+            Ok(image) => image,
+            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, chain_of(&error)),
+            Err(error) => return damage(Kind::Unchecked, chain_of(&error)),
+        };
+        let bytes = match image.metadata() {
+            Ok(metadata) => metadata.len(),
+            Err(error) => return damage(Kind::Unchecked, format!("The image cannot be read: {error}")),
+        };
+        if bytes != disk.bytes {
+            damage(Kind::ImageNotAsStored, format!("The image has {bytes} bytes, {} were stored", disk.bytes));
+        }
+        match repository.tool().check(image.as_fd(), cancel) {
+            Ok(checked) if checked.corruptions + checked.check_errors > 0 => {
+                damage(Kind::ImageCorrupt, format!("qemu-img check found {} corruptions", checked.corruptions));
+            }
+            Ok(_) => {}
+            Err(error) => damage(Kind::Unchecked, chain_of(&error)),
+        }
+        let header = match Header::read(&image).and_then(|h| h.expect_stored(identity.virtual_size).map(|()| h)) {
+            Ok(header) => header,
+            Err(error) => return damage(Kind::ImageNotAsStored, chain_of(&error)),
+        };
+        let map = match Map::read(&image, &header, bytes) {
+            Ok(map) => map,
+            Err(error) => return damage(Kind::ImageCorrupt, chain_of(&error)),
+        };
+        let table = match open_table(repository, guest, point, disk, cancel) {
+            Ok(Ok(table)) => table,
+            Ok(Err(_)) if cancel.load(Ordering::Relaxed) => return,
+            Ok(Err(text)) => return damage(Kind::TableDamaged, text),
+            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, chain_of(&error)),
+            Err(error) => return damage(Kind::Unchecked, chain_of(&error)),
+        };
+        self.compare(&image, &map, table, progress, found);
+    }
+
+    /// Compares every cluster with its digest.
+    fn compare(
+        &self,
+        image: &File,
+        map: &Map,
+        mut table: Table<File>,
+        progress: &mut dyn FnMut(u64),
+        found: &mut Vec<Finding>,
+    ) {
+        let mut ranges = Ranges::default();
+        let (mut seen, mut stopped) = (0, None);
+        let mut visit = |cluster, entry| {
+            match table.get(cluster) {
+                Ok(Some(expected)) => {
+                    seen += 1;
+                    if expected != entry {
+                        ranges.add(cluster, Kind::ClusterDamaged);
+                    }
+                }
+                // Zeros that the table does not have change nothing for a full; else they hide the parent.
+                Ok(None) if entry == Entry::Zero && self.disk.parent.is_none() => {}
+                Ok(None) => ranges.add(cluster, Kind::ClusterMissing),
+                Err(error) => stopped = Some(chain_of(&error)),
+            }
+            stopped.is_none() && !self.cancel.load(Ordering::Relaxed)
+        };
+        let read = digest_clusters(image, map, self.identity.virtual_size, &mut visit, progress);
+        let stopped = stopped.or_else(|| read.err().map(|error| format!("The image cannot be read: {error}")));
+        let (data, zero) = table.clusters();
+        if let Some(text) = stopped {
+            found.push(Finding::new(Severity::Damage, Kind::Unchecked, text));
+        } else if data + zero != seen && !self.cancel.load(Ordering::Relaxed) {
+            let text = format!("{} stored clusters are not in the image", data + zero - seen);
+            found.push(Finding::new(Severity::Damage, Kind::ClusterMissing, text));
+        }
+        found.extend(ranges.findings(self.identity.virtual_size));
+    }
+}
+
+/// The digest table of a disk, if it is the one that the manifest names; else a sentence that says why not.
+pub(crate) fn open_table(
+    repository: &Repository,
+    guest: &GuestId,
+    point: &PointId,
+    disk: &StoredDisk,
+    cancel: &AtomicBool,
+) -> Result<Result<Table<File>, String>, RepoError> {
+    let file = repository.table(guest, point, &disk.name, disk.generation)?;
+    let path = PathBuf::from(layout::table(&disk.name, disk.generation));
+    let failed = |source| StoreError { act: Act::Read, path: path.clone(), source };
+    let length = file.metadata().map_err(failed)?.len();
+    match file_digest(file.try_clone().map_err(failed)?, cancel).map_err(failed)? {
+        Some(digest) if digest == disk.table_digest => {}
+        Some(_) => return Ok(Err(format!("Digest table {} is not the one that was stored", path.display()))),
+        None => return Ok(Err("Verification was cancelled".into())),
+    }
+    Ok(Table::open(file, length).map_err(|error| chain_of(&error)))
+}
+
+/// Damaged clusters, neighbours joined.
+#[derive(Default)]
+struct Ranges(Vec<(u64, u64, Kind)>);
+
+impl Ranges {
+    fn add(&mut self, cluster: u64, kind: Kind) {
+        match self.0.last_mut() {
+            Some((first, count, last)) if *first + *count == cluster && *last == kind => *count += 1,
+            _ => self.0.push((cluster, 1, kind)),
+        }
+    }
+
+    fn findings(self, virtual_size: u64) -> impl Iterator<Item = Finding> {
+        self.0.into_iter().map(move |(first, count, kind)| {
+            let offset = first * CLUSTER;
+            let length = (count * CLUSTER).min(virtual_size.saturating_sub(offset));
+            let what = if kind == Kind::ClusterDamaged { "is not what was stored" } else { "has no digest" };
+            let text = format!("The content of {length} bytes at byte {offset} {what}");
+            Finding::new(Severity::Damage, kind, text).range(offset, length)
+        })
+    }
+}

@@ -1,0 +1,48 @@
+//! How much room a file system has, and whether it is one on which a guest may safely be backed up directly.
+
+use std::{io, os::fd::BorrowedFd};
+
+use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
+use serde::{Deserialize, Serialize};
+
+/// The room for a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Space {
+    /// Size of the file system in bytes.
+    pub capacity: u64,
+    /// What can still be written, in bytes.
+    pub available: u64,
+    /// A file system of this host on its own storage: no network, no other program stands behind a write.
+    pub local: bool,
+    /// Mounted for writing, and this process may write.
+    pub writable: bool,
+}
+
+/// Magic numbers (linux/magic.h, and those of file systems outside of it) of file systems that are known to be local.
+/// Anything else is not: a hung server would hang the guest.
+const LOCAL: &[u64] = &[
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0x0102_1994, // tmpfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0x3153_464a, // jfs
+    0x794c_7630, // overlayfs
+];
+
+pub(super) fn of(folder: BorrowedFd<'_>) -> io::Result<Space> {
+    let stat = rustix::fs::fstatvfs(folder)?;
+    let kind = rustix::fs::fstatfs(folder)?.f_type;
+    let mounted_for_writing = !stat.f_flag.contains(StatVfsMountFlags::RDONLY);
+    let may_write = rustix::fs::accessat(folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok();
+    Ok(Space {
+        capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
+        available: stat.f_bavail.saturating_mul(stat.f_frsize),
+        // Some magic numbers have their top bit set and come sign-extended.
+        local: LOCAL.contains(&(u64::try_from(kind).unwrap_or_default() & 0xffff_ffff)),
+        writable: mounted_for_writing && may_write,
+    })
+}

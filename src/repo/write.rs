@@ -1,0 +1,230 @@
+//! A point on its way into the repository: its folder, its images, and the manifest whose rename makes it a point.
+//! Before that rename the folder is invisible to everybody but recovery; after it, it is never discarded.
+
+use std::{
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::AtomicBool,
+};
+
+use rustix::fs::FallocateFlags;
+
+use super::{
+    Manifest, RepoError, Repository, StoredPoint, layout,
+    read::{graph_of, namespace_of},
+    seal::{self, SealedDisk},
+    store::{Act, Folder},
+};
+use crate::{
+    ids::{DiskName, GuestId, PointId},
+    qcow2::{header::Header, tool::Format},
+};
+
+/// A point that has no manifest yet.
+pub struct PartialPoint {
+    repository: Repository,
+    guest: GuestId,
+    point: PointId,
+    folder: Folder,
+}
+
+/// A point that is durable.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommittedPoint {
+    /// The point as it now stands in the repository.
+    pub stored: StoredPoint,
+}
+
+impl Repository {
+    /// Makes the folder of a new point. The guest's writer lease must be held.
+    ///
+    /// # Errors
+    /// When the id was used before, the lease is not held, or the folder cannot be made.
+    pub fn create_point(&self, guest: &GuestId, point: &PointId) -> Result<PartialPoint, RepoError> {
+        self.check_lease(guest)?;
+        let guests = self.inner.root.ensure_folder(layout::GUESTS)?;
+        let folder = guests.ensure_folder(guest.as_str())?.make_folder(point.as_str())?;
+        let folder = folder.ok_or_else(|| RepoError::PointExists { point: point.clone() })?;
+        Ok(PartialPoint { repository: self.clone(), guest: guest.clone(), point: point.clone(), folder })
+    }
+
+    /// A point that was begun and has no manifest: what recovery finishes or discards. None where there is no folder,
+    /// or where the point is committed (`point` gives it then).
+    ///
+    /// # Errors
+    /// When the folder cannot be looked at.
+    pub fn partial_point(&self, guest: &GuestId, point: &PointId) -> Result<Option<PartialPoint>, RepoError> {
+        let Some(folder) = self.point_folder(guest, point)? else { return Ok(None) };
+        if folder.contains(layout::MANIFEST)? {
+            return Ok(None);
+        }
+        Ok(Some(PartialPoint { repository: self.clone(), guest: guest.clone(), point: point.clone(), folder }))
+    }
+}
+
+impl PartialPoint {
+    /// The point's id.
+    pub fn id(&self) -> &PointId {
+        &self.point
+    }
+
+    /// Makes a disk's empty image of `virtual_size` bytes and allocates `reserve_bytes` for it ahead, so that the
+    /// copy cannot run out of space: for an unfleeced guest that would be a failing write of its own.
+    ///
+    /// # Errors
+    /// `Reserve` where the space is not there or cannot be allocated ahead; otherwise when the image cannot be made.
+    pub fn create_disk(&self, disk: &DiskName, virtual_size: u64, reserve_bytes: u64) -> Result<(), RepoError> {
+        self.repository.check_lease(&self.guest)?;
+        let name = layout::image(disk);
+        let path = self.folder.path().join(&name);
+        let file = self.folder.create(&name)?;
+        self.folder.pass(Act::Tool, &name)?;
+        self.repository
+            .tool()
+            .create(file.as_fd(), Format::Qcow2, virtual_size)
+            .map_err(|source| RepoError::Tool { path: path.clone(), source })?;
+        Header::read(&file)
+            .and_then(|header| header.expect_stored(virtual_size))
+            .map_err(|source| RepoError::Header { path: path.clone(), source })?;
+        self.folder.pass(Act::Allocate, &name)?;
+        if reserve_bytes > 0 {
+            rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserve_bytes)
+                .map_err(|errno| RepoError::Reserve { path, bytes: reserve_bytes, source: errno.into() })?;
+        }
+        // Not synced: after a power cut an unfinished image is discarded, whatever is in it.
+        Ok(())
+    }
+
+    /// A disk's image, open for reading and writing: QEMU gets it by `add-fd` and needs no path to it.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn open_disk(&self, disk: &DiskName) -> Result<OwnedFd, RepoError> {
+        Ok(self.open(&layout::image(disk), true)?.into())
+    }
+
+    /// Finishes a disk's image that nobody writes to any longer: frees what was allocated ahead and not used, checks
+    /// it, computes its digest table, and brings both to the disk. May be repeated after a crash. `progress` gets the
+    /// bytes that are digested.
+    ///
+    /// # Errors
+    /// When the image is damaged, or not of the shape of a stored one, or cannot be read or written.
+    pub fn seal_disk(&self, disk: &DiskName, progress: &mut dyn FnMut(u64)) -> Result<SealedDisk, RepoError> {
+        self.repository.check_lease(&self.guest)?;
+        let file = self.open(&layout::image(disk), true)?;
+        seal::seal(&self.folder, disk, &file, self.repository.tool(), progress)
+    }
+
+    /// Makes the folder a point: checks that everything the manifest names is there, writes it aside, and renames it
+    /// into place. Once this returns, the point outlives a power cut. May be repeated after a crash, with the same
+    /// manifest.
+    ///
+    /// # Errors
+    /// When the manifest does not fit to what is stored, a parent is gone, the guest belongs to another namespace,
+    /// the lease was lost, or the file system refuses. The point is not there then.
+    pub fn commit(&self, manifest: &Manifest) -> Result<CommittedPoint, RepoError> {
+        let refused = |source| RepoError::Manifest { point: self.point.clone(), source };
+        manifest.check().map_err(refused)?;
+        self.repository.check_manifest(manifest, &self.guest, &self.point)?;
+        if let Some(stored) = self.repository.read_manifest(&self.folder, &self.guest, &self.point)? {
+            return self.committed_before(manifest, stored);
+        }
+        self.check_place(manifest)?;
+        self.check_files(manifest)?;
+        self.folder.prepare(layout::MANIFEST_NEW, &manifest.to_bytes())?;
+        self.folder.sync()?;
+        self.repository.check_lease(&self.guest)?;
+        self.folder.publish(layout::MANIFEST_NEW, layout::MANIFEST)?;
+        let stored = self.repository.read_manifest(&self.folder, &self.guest, &self.point)?;
+        match stored {
+            Some(stored) => self.committed_before(manifest, stored),
+            None => Err(RepoError::NoSuchPoint { guest: self.guest.clone(), point: self.point.clone() }),
+        }
+    }
+
+    /// Removes the folder of a point that will never be one.
+    ///
+    /// # Errors
+    /// `PointExists` when the manifest is there: then nothing is removed.
+    pub fn discard(self) -> Result<(), RepoError> {
+        self.repository.check_lease(&self.guest)?;
+        if self.folder.contains(layout::MANIFEST)? {
+            return Err(RepoError::PointExists { point: self.point });
+        }
+        for name in self.folder.entries()? {
+            if let Some(name) = name.to_str() {
+                self.folder.remove(name)?;
+            }
+        }
+        if let Some(guest) = self.repository.guest_folder(&self.guest)? {
+            guest.remove_folder(self.point.as_str())?;
+            guest.sync()?;
+        }
+        Ok(())
+    }
+
+    fn open(&self, name: &str, write: bool) -> Result<File, RepoError> {
+        let missing = || RepoError::File { path: self.folder.path().join(name), why: "it is missing".into() };
+        self.folder.open(name, write)?.ok_or_else(missing)
+    }
+
+    /// The manifest is there: fine if it is this very one.
+    fn committed_before(&self, manifest: &Manifest, stored: StoredPoint) -> Result<CommittedPoint, RepoError> {
+        if stored.manifest.identity_digest() != manifest.identity_digest() {
+            return Err(RepoError::PointExists { point: self.point.clone() });
+        }
+        // It may have been seen before it reached the disk.
+        self.folder.sync()?;
+        Ok(CommittedPoint { stored })
+    }
+
+    /// The guest must be of the namespace, the point its newest, and every parent there as it was.
+    fn check_place(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        let points = self.repository.points(&self.guest)?;
+        namespace_of(&self.guest, &points, &manifest.identity.guest.namespace)?;
+        let newest = points.last().map_or(0, |newest| newest.manifest.identity.sequence);
+        if manifest.identity.sequence <= newest {
+            return Err(RepoError::ManifestMismatch {
+                point: self.point.clone(),
+                why: format!("its sequence is {}, the newest point has {newest}", manifest.identity.sequence),
+            });
+        }
+        let graph = graph_of(&points);
+        for disk in &manifest.identity.disks {
+            let Some(parent) = &disk.parent else { continue };
+            let found = graph.point(&parent.point);
+            let same = found.is_some_and(|point| point.identity_digest == parent.identity_digest);
+            if !same || graph.chain(&parent.point, &parent.disk).is_err() {
+                return Err(RepoError::ParentGone {
+                    point: self.point.clone(),
+                    disk: disk.name.clone(),
+                    parent: parent.point.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Images and tables must be what the manifest says of them.
+    fn check_files(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        for disk in &manifest.identity.disks {
+            let Some(stored) = manifest.stored(&disk.name) else { continue };
+            let wrong = |name: &str, why: String| RepoError::File { path: self.folder.path().join(name), why };
+            let image = self.open(&stored.file, false)?;
+            let bytes = image.metadata().map_err(|source| self.folder.error(Act::Read, &stored.file, source))?.len();
+            if bytes != stored.bytes {
+                return Err(wrong(&stored.file, format!("it has {bytes} bytes, the manifest says {}", stored.bytes)));
+            }
+            Header::read(&image)
+                .and_then(|header| header.expect_stored(disk.virtual_size))
+                .map_err(|source| RepoError::Header { path: self.folder.path().join(&stored.file), source })?;
+            let table = self.open(&stored.table, false)?;
+            let digest = seal::file_digest(table, &AtomicBool::new(false))
+                .map_err(|source| self.folder.error(Act::Read, &stored.table, source))?;
+            if digest.as_deref() != Some(stored.table_digest.as_str()) {
+                return Err(wrong(&stored.table, "its digest is not the one in the manifest".into()));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+//! Verification finds what was changed behind our back, and says where.
+
+use std::{fs, os::unix::fs::FileExt, path::Path};
+
+use driftline::{
+    chain::finding::{Finding, Kind, Severity},
+    repo::{Repository, check},
+};
+
+use super::support::{Place, commit, guest, point_id, run};
+
+fn verify(repository: &Repository) -> Vec<Finding> {
+    check::verify(repository, None, None, &mut |_| (), &Default::default()).unwrap()
+}
+
+fn kinds(findings: &[Finding]) -> Vec<Kind> {
+    findings.iter().map(|finding| finding.kind).collect()
+}
+
+/// A point with data in the clusters 0, 1 and 5, zeros in 3, and an odd end.
+fn place_with_point() -> (Place, Repository) {
+    let place = Place::new();
+    let repository = place.initialise().unwrap();
+    let size = (1 << 20) + 512;
+    let commands = ["write -P 1 0 128k", "write -z 192k 64k", "write -P 5 320k 64k", "write -P 7 1M 512"];
+    commit(&place, &repository, 1, size, None, &commands.map(String::from));
+    (place, repository)
+}
+
+/// Where the guest's byte stands in the image's file, by QEMU's own word.
+fn host_offset(image: &Path, guest: u64) -> u64 {
+    let map = run("qemu-img", &["map", "--output=json", "-f", "qcow2", image.to_str().unwrap()]);
+    let map: Vec<serde_json::Value> = serde_json::from_str(&map).unwrap();
+    let (start, length) = ("start", "length");
+    let extent = map
+        .iter()
+        .find(|e| {
+            e[start].as_u64().unwrap() <= guest && guest < e[start].as_u64().unwrap() + e[length].as_u64().unwrap()
+        })
+        .unwrap();
+    extent["offset"].as_u64().unwrap() + guest - extent[start].as_u64().unwrap()
+}
+
+#[test]
+fn an_untouched_repository_has_no_findings_and_opens_with_stock_qemu_img() {
+    let (place, repository) = place_with_point();
+    assert_eq!(verify(&repository), []);
+    let image = place.point_dir(&point_id(1)).join("disk0.qcow2");
+    run("qemu-img", &["check", image.to_str().unwrap()]);
+    let info = run("qemu-img", &["info", "--output=json", image.to_str().unwrap()]);
+    let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+    assert_eq!((info["format"].as_str(), info["virtual-size"].as_u64()), (Some("qcow2"), Some((1 << 20) + 512)));
+}
+
+#[test]
+fn a_changed_byte_is_found_with_its_disk_and_offset() {
+    let (place, repository) = place_with_point();
+    let image = place.point_dir(&point_id(1)).join("disk0.qcow2");
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&[9], host_offset(&image, 320 * 1024 + 77)).unwrap();
+    let findings = verify(&repository);
+    assert_eq!(kinds(&findings), [Kind::ClusterDamaged]);
+    let finding = &findings[0];
+    assert_eq!((finding.offset, finding.length), (Some(320 * 1024), Some(65_536)));
+    assert_eq!(finding.severity, Severity::Damage);
+    assert_eq!((finding.point.as_ref(), finding.guest.as_ref()), (Some(&point_id(1)), Some(&guest())));
+}
+
+#[test]
+fn data_that_was_discarded_or_added_in_the_image_is_found() {
+    let (place, repository) = place_with_point();
+    let image = place.point_dir(&point_id(1)).join("disk0.qcow2");
+    super::support::qemu_io(&image, &["write -z -u 0 64k".into(), "write -P 8 512k 64k".into()]);
+    let findings = verify(&repository);
+    assert!(kinds(&findings).contains(&Kind::ClusterDamaged), "{findings:?}");
+    assert!(kinds(&findings).contains(&Kind::ClusterMissing), "{findings:?}");
+}
+
+#[test]
+fn missing_and_cut_files_are_found() {
+    let (place, repository) = place_with_point();
+    let dir = place.point_dir(&point_id(1));
+    let image = dir.join("disk0.qcow2");
+    let bytes = fs::read(&image).unwrap();
+    fs::write(&image, &bytes[..bytes.len() - 65_536]).unwrap();
+    assert!(kinds(&verify(&repository)).contains(&Kind::ImageNotAsStored));
+    fs::write(&image, []).unwrap();
+    assert!(kinds(&verify(&repository)).contains(&Kind::ImageNotAsStored));
+    fs::remove_file(&image).unwrap();
+    assert_eq!(kinds(&verify(&repository)), [Kind::FileMissing]);
+    fs::write(&image, &bytes).unwrap();
+    assert_eq!(verify(&repository), []);
+
+    let table = dir.join("disk0.1.digests");
+    let mut bytes = fs::read(&table).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&table, &bytes).unwrap();
+    assert_eq!(kinds(&verify(&repository)), [Kind::TableDamaged]);
+    fs::remove_file(&table).unwrap();
+    assert_eq!(kinds(&verify(&repository)), [Kind::FileMissing]);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_hides_one_point_and_no_other() {
+    let (place, repository) = place_with_point();
+    commit(&place, &repository, 2, 1 << 20, None, &[]);
+    let manifest = place.point_dir(&point_id(1)).join("manifest.json");
+    for damage in [
+        Box::new(|text: &str| text[..text.len() / 2].to_owned()) as Box<dyn Fn(&str) -> String>,
+        Box::new(|text: &str| text.replace("\"file\": \"disk0.qcow2\"", "\"file\": \"/etc/passwd\"")),
+        Box::new(|text: &str| text.replace(point_id(1).as_str(), point_id(7).as_str())),
+        Box::new(|text: &str| text.replace("\"format\": 1", "\"format\": 2")),
+    ] {
+        let good = fs::read_to_string(&manifest).unwrap();
+        fs::write(&manifest, damage(&good)).unwrap();
+        let points = repository.points(&guest()).unwrap();
+        assert_eq!(points.iter().map(|p| p.manifest.identity.point.clone()).collect::<Vec<_>>(), [point_id(2)]);
+        let findings = verify(&repository);
+        assert_eq!(kinds(&findings), [Kind::ManifestUnreadable]);
+        assert_eq!(findings[0].point, Some(point_id(1)));
+        fs::write(&manifest, good).unwrap();
+    }
+    assert_eq!(verify(&repository), []);
+}
+
+#[test]
+fn a_missing_parent_is_found_at_its_child() {
+    let (place, repository) = place_with_point();
+    let base = repository.point(&guest(), &point_id(1)).unwrap().unwrap();
+    commit(&place, &repository, 2, (1 << 20) + 512, Some(&base), &["write -P 2 64k 64k".into()]);
+    assert_eq!(verify(&repository), []);
+    fs::remove_dir_all(place.point_dir(&point_id(1))).unwrap();
+    let findings = verify(&repository);
+    assert_eq!(kinds(&findings), [Kind::ChainBroken]);
+    assert_eq!(findings[0].point, Some(point_id(2)));
+}
