@@ -1,4 +1,7 @@
 //! Tests against a real QEMU with real disks.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/lab.rs"]
+mod lab;
+mod lab_smoke;
 mod qmp;

@@ -1,0 +1,261 @@
+//! A real QEMU with real disks, as people start them: raw, qcow2, with backing files, of odd sizes; by `-blockdev`
+//! and `-drive`; with iothreads and filters.
+//!
+//! The machine's `qmp()` socket is for what is under test; the test itself writes through a second monitor, with the
+//! human monitor's `qemu-io`, which acts on the disk as the guest's device would.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Mutex,
+    time::Duration,
+};
+
+use serde_json::json;
+
+pub use super::disk::{Attach, Disk, Format};
+use super::{
+    child::{Guarded, wait_for},
+    monitor::Monitor,
+    tiny_guest::{Console, TinyGuest},
+};
+
+/// What a machine is started with.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    disks: Vec<Disk>,
+    uuid: Option<String>,
+    paused: bool,
+    linux: bool,
+    kvm: bool,
+    arguments: Vec<String>,
+}
+
+impl Plan {
+    /// A machine without disks and with a UUID made up.
+    pub fn new() -> Plan {
+        Plan { uuid: Some(uuid::Uuid::new_v4().to_string()), ..Plan::default() }
+    }
+
+    /// One more disk.
+    pub fn disk(mut self, disk: Disk) -> Plan {
+        self.disks.push(disk);
+        self
+    }
+
+    /// `-uuid`; `None`: QEMU has none.
+    pub fn uuid(self, uuid: Option<&str>) -> Plan {
+        Plan { uuid: uuid.map(str::to_owned), ..self }
+    }
+
+    /// `-S`: it never runs unless somebody says so.
+    pub fn paused(self) -> Plan {
+        Plan { paused: true, ..self }
+    }
+
+    /// Boots the tiny Linux guest, whose writer writes to all disks. See [`Machine::console`].
+    pub fn linux(self) -> Plan {
+        Plan { linux: true, ..self }
+    }
+
+    /// KVM where the host has it, else TCG. For machines that only hold disks TCG is the quieter one.
+    pub fn kvm(self) -> Plan {
+        Plan { kvm: true, ..self }
+    }
+
+    /// More of QEMU's own arguments.
+    pub fn arguments(mut self, arguments: &[&str]) -> Plan {
+        self.arguments.extend(arguments.iter().map(|&a| a.to_owned()));
+        self
+    }
+
+    /// Starts QEMU; returns when its monitor answers.
+    pub fn start(mut self) -> Machine {
+        let folder = tempfile::Builder::new().prefix("machine-").tempdir().expect("a temporary folder");
+        for disk in &mut self.disks {
+            if disk.file.as_os_str().is_empty() {
+                disk.file = folder.path().join(format!("{}.{}", disk.name, disk.format.word()));
+            }
+            if !disk.file.exists() {
+                disk.create();
+            }
+        }
+        let (child, monitor, console) = launch(&self, folder.path());
+        Machine { child, monitor: Mutex::new(monitor), console, plan: self, folder }
+    }
+}
+
+/// A running QEMU. Dropping it kills it.
+pub struct Machine {
+    child: Guarded,
+    monitor: Mutex<Monitor>,
+    console: Option<Console>,
+    plan: Plan,
+    folder: tempfile::TempDir,
+}
+
+impl Machine {
+    /// The monitor socket for what is under test.
+    pub fn qmp(&self) -> PathBuf {
+        self.folder.path().join("qmp")
+    }
+
+    /// The machine's own folder: disks, sockets, output.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The UUID that it was started with.
+    pub fn uuid(&self) -> &str {
+        self.plan.uuid.as_deref().expect("the test gave the machine a UUID")
+    }
+
+    /// All disks, in their order.
+    pub fn disks(&self) -> &[Disk] {
+        &self.plan.disks
+    }
+
+    /// A disk by its name.
+    pub fn disk(&self, name: &str) -> &Disk {
+        self.disks().iter().find(|disk| disk.name == name).unwrap_or_else(|| panic!("The machine has no disk {name}"))
+    }
+
+    /// The Linux guest's console.
+    pub fn console(&self) -> &Console {
+        self.console.as_ref().expect("the machine was started with Plan::linux")
+    }
+
+    /// A QMP command on the test's own monitor.
+    pub fn execute(&self, command: &str, arguments: serde_json::Value) -> serde_json::Value {
+        self.monitor.lock().expect("no test thread panicked here").execute(command, arguments)
+    }
+
+    /// `query-status`: `running`, `paused`, `prelaunch`, `io-error`.
+    pub fn status(&self) -> String {
+        self.execute("query-status", json!({}))["status"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Writes `length` bytes of `pattern` as the guest's device would.
+    pub fn write(&self, disk: &str, pattern: u8, offset: u64, length: u64) {
+        self.qemu_io(disk, &format!("write -P {pattern} {offset} {length}"), "wrote ");
+    }
+
+    /// Writes zeros by QEMU's own request for it.
+    pub fn write_zeroes(&self, disk: &str, offset: u64, length: u64) {
+        self.qemu_io(disk, &format!("write -z {offset} {length}"), "wrote ");
+    }
+
+    /// Flushes a disk, with the metadata that QEMU holds in memory.
+    pub fn flush(&self, disk: &str) {
+        self.qemu_io(disk, "flush", "");
+    }
+
+    /// Any `qemu-io` command. What it prints goes to QEMU's output, which must then hold `expected` in its last line.
+    pub fn qemu_io(&self, disk: &str, command: &str, expected: &str) {
+        let before = self.output().len();
+        let answer = {
+            let mut monitor = self.monitor.lock().expect("no test thread panicked here");
+            monitor.human(&format!("qemu-io {} \"{command}\"", self.disk(disk).device()))
+        };
+        let said = self.output().split_off(before);
+        assert!(
+            answer.is_empty() && said.contains(expected) && !said.contains("failed"),
+            "qemu-io {command:?} on {disk}: {answer}{said}"
+        );
+    }
+
+    /// What QEMU printed on its standard output.
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.folder().join("stdout")).unwrap_or_default()
+    }
+
+    /// What QEMU complained about.
+    pub fn complaints(&self) -> String {
+        std::fs::read_to_string(self.folder().join("stderr")).unwrap_or_default()
+    }
+
+    /// True while QEMU runs.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.is_alive()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill();
+    }
+
+    /// SIGSTOP or SIGCONT and the like.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        self.child.signal(signal);
+    }
+
+    /// A clean end by `quit`, with the bitmaps stored.
+    pub fn quit(&mut self) {
+        let _ = self.monitor.lock().expect("no test thread panicked here").try_execute("quit", json!({}));
+        self.child.wait(Duration::from_secs(20));
+    }
+
+    /// Starts it again with the same disks and sockets, after its end.
+    pub fn start_again(&mut self) {
+        self.child.kill();
+        let (child, monitor, console) = launch(&self.plan, self.folder.path());
+        (self.child, self.console) = (child, console);
+        *self.monitor.lock().expect("no test thread panicked here") = monitor;
+    }
+}
+
+fn launch(plan: &Plan, folder: &Path) -> (Guarded, Monitor, Option<Console>) {
+    for socket in ["qmp", "test", "console"] {
+        let _ = std::fs::remove_file(folder.join(socket));
+    }
+    let output = |name: &str| Stdio::from(File::create(folder.join(name)).expect("the machine's folder takes files"));
+    let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
+    // stdbuf: what the human monitor's qemu-io prints is to be seen at once.
+    let mut child = Guarded::start("stdbuf", |command| {
+        command.args(["-oL", "qemu-system-x86_64", "-machine", "q35", "-display", "none", "-nodefaults"]);
+        command.args(["-qmp", &socket("qmp"), "-qmp", &socket("test")]);
+        if plan.kvm {
+            command.args(["-accel", "kvm"]);
+        }
+        command.args(["-accel", "tcg"]);
+        if let Some(uuid) = &plan.uuid {
+            command.args(["-uuid", uuid]);
+        }
+        if plan.paused {
+            command.arg("-S");
+        }
+        if plan.linux {
+            let guest = TinyGuest::build();
+            let console = format!("socket,id=console,path={},server=on,wait=off", folder.join("console").display());
+            command.args(["-cpu", "max", "-m", "256", "-append", "console=ttyS0 quiet panic=-1"]);
+            command.arg("-kernel").arg(guest.kernel).arg("-initrd").arg(guest.initrd);
+            command.args(["-chardev", &console, "-serial", "chardev:console"]);
+        }
+        for disk in &plan.disks {
+            command.args(disk.arguments());
+        }
+        command.args(&plan.arguments).stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
+    });
+    wait_for("QEMU opens its monitors", Duration::from_secs(20), || {
+        let complaints = || std::fs::read_to_string(folder.join("stderr")).unwrap_or_default();
+        assert!(child.is_alive(), "QEMU ended: {}", complaints());
+        (folder.join("qmp").exists() && folder.join("test").exists()).then_some(())
+    });
+    let monitor = Monitor::connect(&folder.join("test"));
+    let console = plan.linux.then(|| Console::connect(&folder.join("console")));
+    (child, monitor, console)
+}
+
+/// Runs a command to its end; panics with its output when it fails.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("Cannot run {command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command:?} failed: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
