@@ -7,6 +7,7 @@
 
 pub mod chain;
 pub mod clock;
+pub mod engine;
 pub mod ids;
 pub mod qcow2;
 pub mod qmp;

@@ -1,7 +1,9 @@
 //! Tests against a real QEMU with real disks.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod engine;
 #[path = "../support/lab.rs"]
 mod lab;
 mod lab_smoke;
 mod qmp;
+mod restore;

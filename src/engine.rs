@@ -1,0 +1,329 @@
+//! The engine: one guest, one repository, one restore point, whatever dies on the way. It joins `qmp`, `repo` and
+//! `chain`, and is the same for the agent and for the command on a plain host. It knows neither gRPC nor Kubernetes.
+//!
+//! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure), `plan` (what is
+//! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
+//! `orphans` and `space` and `sentinel` (pure helpers), `progress` (what is shown).
+//!
+//! The one rule: nothing that the next backup needs is given up before the restore point is durable.
+
+pub mod choose;
+mod error;
+pub mod gate;
+pub mod graph;
+pub mod journal;
+mod lock;
+pub mod orphans;
+pub mod plan;
+pub mod progress;
+pub mod recover;
+pub mod request;
+pub mod restore;
+mod run;
+pub mod sentinel;
+pub mod space;
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use serde::Serialize;
+
+pub use self::{
+    choose::Refusal,
+    error::EngineError,
+    graph::{DiskFacts, GuestFacts, PowerState, inspect},
+    journal::JournalError,
+    lock::LockError,
+    progress::{CommittedPoint, DiskState, Phase, RunState},
+    request::{BackupRequest, DiskSelection, GuestRef, PolicyRef, RepositoryRef, RunControl},
+};
+use self::{
+    gate::Gates,
+    journal::{Journal, Record},
+    lock::{Attempted, GuestLock, try_lock},
+    run::{Driven, Run},
+};
+pub use crate::chain::next::{BackupType, TypeReason};
+use crate::{
+    clock::Clock,
+    ids::GuestId,
+    qmp::Monitor,
+    repo::{QemuImg, Roots},
+};
+
+/// What an engine works with; one set per host, the same for the agent and the command.
+#[derive(Clone)]
+pub struct Settings {
+    /// The folder of the journal, on a disk that survives a reboot.
+    pub state: PathBuf,
+    /// The folder of the guests' locks.
+    pub locks: PathBuf,
+    /// Outside of which no repository is touched.
+    pub roots: Roots,
+    /// Runs `qemu-img`.
+    pub tool: QemuImg,
+    /// The wall clock.
+    pub clock: Clock,
+    /// Bytes that stay free on a repository's file system beside what a run can need.
+    pub reserve_bytes: u64,
+}
+
+/// How long the engine waits for what may never come.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For the lock, between two tries.
+    pub lock_pause: Duration,
+    /// For QEMU to answer before anything was started.
+    pub silent_start: Duration,
+    /// For QEMU to answer when its process cannot be seen, so that nothing proves it gone.
+    pub silent_unseen: Duration,
+    /// For jobs to end after a cancel.
+    pub undo: Duration,
+    /// For QEMU to answer after the commit.
+    pub clean_up: Duration,
+    /// For the repository to take a finished copy.
+    pub commit: Duration,
+    /// Between two tries of that.
+    pub commit_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            lock_pause: Duration::from_millis(200),
+            silent_start: Duration::from_secs(30),
+            silent_unseen: Duration::from_secs(600),
+            undo: Duration::from_secs(60),
+            clean_up: Duration::from_secs(30),
+            commit: Duration::from_secs(600),
+            commit_pause: Duration::from_secs(5),
+        }
+    }
+}
+
+struct Inner {
+    settings: Settings,
+    journal: Journal,
+    patience: Patience,
+    gates: Gates,
+}
+
+/// The engine. Clones share everything.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("state", &self.0.settings.state).finish_non_exhaustive()
+    }
+}
+
+/// What a recovery found and did.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovered {
+    /// How the run ended that the journal held; none when it held none, or one that had not begun and is undone.
+    pub run: Option<RunState>,
+    /// Whether the journal held anything.
+    pub found: bool,
+    /// What of unknown attempts was removed from QEMU: jobs, nodes and descriptors.
+    pub adopted: Vec<String>,
+}
+
+impl Engine {
+    /// An engine on these folders; the state folder is made where it is missing.
+    ///
+    /// # Errors
+    /// When the state folder cannot be used.
+    pub fn new(settings: Settings) -> Result<Self, EngineError> {
+        let journal = Journal::open(&settings.state).map_err(EngineError::Journal)?;
+        let (patience, gates) = (Patience::default(), Gates::default());
+        Ok(Self(Arc::new(Inner { settings, journal, patience, gates })))
+    }
+
+    /// The same engine with other waiting times.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        let Inner { settings, journal, gates, .. } = &*self.0;
+        Self(Arc::new(Inner { settings: settings.clone(), journal: journal.clone(), patience, gates: gates.clone() }))
+    }
+
+    /// The same engine with a gate that each act passes.
+    #[cfg(any(test, feature = "fake"))]
+    #[must_use]
+    pub fn with_gate(self, gate: gate::Gate) -> Self {
+        let Inner { settings, journal, patience, .. } = &*self.0;
+        Self(Arc::new(Inner {
+            settings: settings.clone(),
+            journal: journal.clone(),
+            patience: *patience,
+            gates: Gates { gate: Some(gate) },
+        }))
+    }
+
+    /// Runs a backup to its end: waits for the guest's lock, finishes what an earlier process left, and then does this
+    /// run, or goes on with it where it was left. The same run again answers how it ended.
+    pub async fn backup(&self, monitor: &Monitor, request: &BackupRequest, control: &RunControl) -> RunState {
+        let mut state = RunState::waiting(request, self.now());
+        control.state.send_replace(state.clone());
+        let lock = match self.lock(request, control, &mut state).await {
+            Ok(lock) => lock,
+            Err(failure) => {
+                if let Some(failure) = failure {
+                    state.fail(&failure, self.now());
+                    control.state.send_replace(state.clone());
+                }
+                return state;
+            }
+        };
+        let own = |state| Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, true);
+        let record = match self.0.journal.load(&request.guest.uuid) {
+            Ok(Some(record)) if record.request.run == request.run => {
+                return own(state).finish(request, Some(record)).await;
+            }
+            Ok(record) => record,
+            Err(error) => return failed(state, EngineError::Journal(error), control, self.now()),
+        };
+        if let Some(record) = record {
+            state.reason = "FinishingEarlierRun".to_owned();
+            state.message = format!("Run {} was cut off; it is finished first", record.request.run_name);
+            control.state.send_replace(state.clone());
+            match self.finish_other(monitor, control, &lock, record).await {
+                Ok(Driven::Detached) => return state,
+                Ok(_) => {}
+                Err(error) => return failed(state, error, control, self.now()),
+            }
+            (state.reason, state.message) = (String::new(), String::new());
+        }
+        if let Some(ended) = self.finished(&request.run) {
+            control.state.send_replace(ended.clone());
+            return ended;
+        }
+        own(state).finish(request, None).await
+    }
+
+    /// Finishes or undoes what the journal holds for a guest. With `adopt`, jobs, nodes and descriptors of our shape
+    /// that no journal knows are removed from QEMU too: a person says that nobody else is at work.
+    ///
+    /// # Errors
+    /// When the guest is locked, its journal cannot be used, or QEMU does not answer.
+    pub async fn recover(&self, monitor: &Monitor, guest: &GuestId, adopt: bool) -> Result<Recovered, EngineError> {
+        let lock = self.lock_soon(guest).await?;
+        let record = self.0.journal.load(guest).map_err(EngineError::Journal)?;
+        let mut recovered = Recovered { run: None, found: record.is_some(), adopted: Vec::new() };
+        if let Some(record) = record {
+            let run = record.request.run.clone();
+            let control = RunControl::new(&record.request, record.started);
+            self.finish_other(monitor, &control, &lock, record).await?;
+            recovered.run = self.finished(&run);
+        }
+        if adopt {
+            recovered.adopted = run::adopt(monitor, &self.0.journal).await?;
+        }
+        Ok(recovered)
+    }
+
+    /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.
+    async fn finish_other(
+        &self,
+        monitor: &Monitor,
+        control: &RunControl,
+        lock: &GuestLock,
+        mut record: Record,
+    ) -> Result<Driven, EngineError> {
+        let mut state = RunState::waiting(&record.request, record.started);
+        state.follow_record(&record);
+        let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
+        let driven = run.drive(&mut record).await;
+        match driven {
+            Driven::Broken(error) => return Err(error),
+            Driven::StartOver => {
+                self.0.journal.remove(&record.request.guest.uuid).map_err(EngineError::Journal)?;
+            }
+            Driven::Complete | Driven::Failed | Driven::Detached => {}
+        }
+        // What stays in QEMU or in the repository stays in the journal, and no new run of the guest begins.
+        match self.0.journal.load(&record.request.guest.uuid).map_err(EngineError::Journal)? {
+            Some(_) if !matches!(driven, Driven::Detached) => {
+                Err(EngineError::NotCleared { run: record.request.run_name })
+            }
+            _ => Ok(driven),
+        }
+    }
+
+    /// The runs that the journal holds, to be gone on with when a process starts.
+    ///
+    /// # Errors
+    /// When the journal's folder cannot be read. A record that cannot be read is logged and left out.
+    pub fn unfinished(&self) -> Result<Vec<BackupRequest>, EngineError> {
+        let records = self.0.journal.all().map_err(EngineError::Journal)?;
+        Ok(records.into_iter().map(|record| record.request).collect())
+    }
+
+    /// How a run ended; none when it has not, or longer than 7 days ago.
+    pub fn finished(&self, run: &str) -> Option<RunState> {
+        self.0.journal.finished(run)
+    }
+
+    /// The guest's lock for a recovery. A process that is just being started by this one holds the descriptor for some
+    /// milliseconds, until its exec closes it: one look would call that somebody at work.
+    async fn lock_soon(&self, guest: &GuestId) -> Result<GuestLock, EngineError> {
+        let until = tokio::time::Instant::now() + self.0.patience.lock_pause * 5;
+        loop {
+            match try_lock(&self.0.settings.locks, guest, "recover").map_err(EngineError::Lock)? {
+                Attempted::Locked(lock) => return Ok(lock),
+                Attempted::HeldBy(holder) if tokio::time::Instant::now() >= until => {
+                    return Err(EngineError::GuestInUse { guest: guest.clone(), holder });
+                }
+                Attempted::HeldBy(_) => tokio::time::sleep(self.0.patience.lock_pause).await,
+            }
+        }
+    }
+
+    /// The guest's lock; an error is how the run ends without it, none of that when the engine is to let go.
+    async fn lock(
+        &self,
+        request: &BackupRequest,
+        control: &RunControl,
+        state: &mut RunState,
+    ) -> Result<GuestLock, Option<journal::Failure>> {
+        let guest = &request.guest.uuid;
+        loop {
+            match try_lock(&self.0.settings.locks, guest, &format!("run {}", request.run_name)) {
+                Ok(Attempted::Locked(lock)) => {
+                    (state.reason, state.message) = (String::new(), String::new());
+                    return Ok(lock);
+                }
+                Ok(Attempted::HeldBy(holder)) => {
+                    let message = format!("Waits for {holder}, which works on the guest");
+                    if state.message != message {
+                        (state.reason, state.message) = ("GuestInUse".to_owned(), message);
+                        control.state.send_replace(state.clone());
+                    }
+                }
+                Err(error) => return Err(Some(EngineError::Lock(error).failure())),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.0.patience.lock_pause) => {}
+                () = control.detach.cancelled() => return Err(None),
+                () = control.cancel.cancelled(), if !self.holds(request) => return Err(Some(error::cancelled())),
+            }
+        }
+    }
+
+    /// Whether the journal holds the run. A cancel then goes its way under the lock: the copy may be complete already.
+    fn holds(&self, request: &BackupRequest) -> bool {
+        let record = self.0.journal.load(&request.guest.uuid);
+        !matches!(record, Ok(None)) && !matches!(record, Ok(Some(record)) if record.request.run != request.run)
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        (self.0.settings.clock)()
+    }
+}
+
+/// A run that cannot begin, with nothing of it anywhere.
+fn failed(mut state: RunState, error: EngineError, control: &RunControl, now: jiff::Timestamp) -> RunState {
+    state.fail(&error.failure(), now);
+    control.state.send_replace(state.clone());
+    state
+}

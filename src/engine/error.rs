@@ -1,0 +1,281 @@
+//! What can go wrong in a run, one variant for each operation.
+
+use std::{io, path::PathBuf};
+
+use super::{choose::Refusal, journal::Failure, journal::JournalError, lock::LockError};
+use crate::{
+    ids::{DiskName, GuestId},
+    qmp::{ConnectError, ExecuteError},
+    repo::RepoError,
+    retry::Retry,
+};
+
+/// An operation of a run that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The guest's monitor cannot be used.
+    #[error("Connecting to the guest failed")]
+    Connect {
+        /// Why.
+        #[source]
+        source: ConnectError,
+    },
+    /// QEMU does not say what it is asked about the guest.
+    #[error("Asking QEMU about the guest failed ({command})")]
+    Inspect {
+        /// The command.
+        command: &'static str,
+        /// Why.
+        #[source]
+        source: ExecuteError,
+    },
+    /// QEMU did not do something for the run.
+    #[error("{act} failed")]
+    Qemu {
+        /// What was to be done, as the beginning of a sentence.
+        act: String,
+        /// Why.
+        #[source]
+        source: ExecuteError,
+    },
+    /// The guest cannot be backed up as it stands.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The lock folder cannot be used.
+    #[error(transparent)]
+    Lock(LockError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(JournalError),
+    /// The repository did not do something.
+    #[error("{act} failed")]
+    Repository {
+        /// What was to be done, as the beginning of a sentence.
+        act: &'static str,
+        /// Why.
+        #[source]
+        source: Box<RepoError>,
+    },
+    /// The repository's file system could hurt the guest.
+    #[error(
+        "Repository {} is not on a file system of this host; a copy straight to it could stop the guest when it hangs. \
+         Use a folder on a local file system",
+        path.display()
+    )]
+    TargetUnsafe {
+        /// The repository.
+        path: PathBuf,
+    },
+    /// The repository cannot be written.
+    #[error("Repository {} cannot be written on this host", path.display())]
+    ReadOnly {
+        /// The repository.
+        path: PathBuf,
+    },
+    /// There may not be room for the backup.
+    #[error(
+        "Repository {} has {available} bytes free; the backup can need {needed}, the reserve included. \
+         Free {missing} bytes or use another repository", path.display()
+    )]
+    NoSpace {
+        /// The repository.
+        path: PathBuf,
+        /// Bytes free.
+        available: u64,
+        /// Bytes that the run can need.
+        needed: u64,
+        /// The difference.
+        missing: u64,
+    },
+    /// The source of the sentinel's bits cannot be made.
+    #[error("Making the sentinel of disk {disk} failed")]
+    Sentinel {
+        /// The disk.
+        disk: DiskName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that QEMU closed cannot be brought to the disk.
+    #[error("Syncing the copy of disk {disk} failed")]
+    Sync {
+        /// The disk.
+        disk: DiskName,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The stored file does not hold all that the job copied.
+    #[error("The copy of disk {disk} has {found} clusters, its job copied {expected}; it is thrown away")]
+    CopyIncomplete {
+        /// The disk.
+        disk: DiskName,
+        /// Clusters in the file.
+        found: u64,
+        /// Clusters that the job copied.
+        expected: u64,
+    },
+    /// What was copied is not in the repository any more.
+    #[error("The copied files of point {point} are not in the repository any more")]
+    CopyGone {
+        /// The point.
+        point: String,
+    },
+    /// The guest's own writes are failing.
+    #[error("Disk {disk} of the guest reports a failed write ({detail}); the copy is ended for the guest's sake")]
+    GuestHarmed {
+        /// The disk, or the machine's state.
+        disk: String,
+        /// QEMU's words.
+        detail: String,
+    },
+    /// A migration started while the run went on.
+    #[error("A migration of the guest started (it is {status}); it would fail at its end if the copy went on")]
+    MigrationStarted {
+        /// QEMU's word.
+        status: String,
+    },
+    /// Every attempt was cut off before its instant.
+    #[error("{attempts} attempts were cut off before the copy could start")]
+    TooManyAttempts {
+        /// How many.
+        attempts: u32,
+    },
+    /// A job does not end though it was cancelled.
+    #[error("Job {job} does not end though it was cancelled; its target may hang")]
+    JobStuck {
+        /// The job.
+        job: String,
+    },
+    /// Another process works on the guest.
+    #[error("Guest {guest} is in use by {holder}")]
+    GuestInUse {
+        /// The guest.
+        guest: GuestId,
+        /// What it wrote about itself.
+        holder: String,
+    },
+    /// What an earlier run left cannot be removed, so no new one may begin.
+    #[error(
+        "What run {run} left in QEMU or in the repository could not be removed yet; until it is, the guest gets no new run"
+    )]
+    NotCleared {
+        /// The run.
+        run: String,
+    },
+    /// QEMU does not answer, and cannot be proven gone.
+    #[error("QEMU does not answer on {address}; the run goes on from its journal when it does")]
+    Unanswered {
+        /// The monitor.
+        address: String,
+    },
+    /// A part of the engine itself broke off.
+    #[error("{act} was broken off inside of the engine")]
+    Broken {
+        /// What was to be done.
+        act: &'static str,
+        /// How.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+}
+
+impl EngineError {
+    /// Reason word for conditions, events and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Connect { source } => source.reason(),
+            Self::Inspect { source, .. } | Self::Qemu { source, .. } => source.reason(),
+            Self::Refused(source) => source.reason(),
+            Self::Lock(source) => source.reason(),
+            Self::Journal(source) => source.reason(),
+            Self::Repository { source, .. } => source.reason(),
+            Self::TargetUnsafe { .. } => "TargetUnsafe",
+            Self::ReadOnly { .. } => "RepositoryReadOnly",
+            Self::NoSpace { .. } => "RepositoryFull",
+            Self::Sentinel { .. } => "SentinelNotMade",
+            Self::Sync { .. } => "RepositoryIOError",
+            Self::CopyIncomplete { .. } => "CopyIncomplete",
+            Self::CopyGone { .. } => "CopyGone",
+            Self::GuestHarmed { .. } => GUEST_HARMED,
+            Self::MigrationStarted { .. } => "MigrationStarted",
+            Self::TooManyAttempts { .. } => "TooManyAttempts",
+            Self::JobStuck { .. } | Self::NotCleared { .. } => "TargetStuck",
+            Self::GuestInUse { .. } => "GuestInUse",
+            Self::Unanswered { .. } => "MonitorUnanswered",
+            Self::Broken { .. } => "EngineBroken",
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Connect { source } => source.retry(),
+            Self::Inspect { source, .. } | Self::Qemu { source, .. } => source.retry(),
+            Self::Refused(source) => source.retry(),
+            Self::Lock(source) => source.retry(),
+            Self::Journal(source) => source.retry(),
+            Self::Repository { source, .. } => source.retry(),
+            Self::TargetUnsafe { .. } | Self::ReadOnly { .. } => Retry::OnChange,
+            Self::NoSpace { .. }
+            | Self::Sentinel { .. }
+            | Self::Sync { .. }
+            | Self::CopyIncomplete { .. }
+            | Self::CopyGone { .. }
+            | Self::GuestHarmed { .. }
+            | Self::MigrationStarted { .. }
+            | Self::TooManyAttempts { .. }
+            | Self::JobStuck { .. }
+            | Self::NotCleared { .. }
+            | Self::GuestInUse { .. }
+            | Self::Unanswered { .. }
+            | Self::Broken { .. } => Retry::Backoff,
+        }
+    }
+
+    /// True when the connection was lost under way: what was done must be looked up.
+    pub(super) fn is_lost_connection(&self) -> bool {
+        match self {
+            Self::Connect { source } => source.retry() != Retry::OnChange,
+            Self::Inspect { source, .. } | Self::Qemu { source, .. } => matches!(
+                source,
+                ExecuteError::Disconnected { .. } | ExecuteError::TimedOut { .. } | ExecuteError::Malformed { .. }
+            ),
+            _ => false,
+        }
+    }
+
+    /// The error as the journal and the run's state tell it: the whole chain in one sentence.
+    pub fn failure(&self) -> Failure {
+        Failure {
+            reason: self.reason().to_owned(),
+            message: chain(self),
+            retriable: self.retry() != Retry::OnChange,
+            cancelled: false,
+        }
+    }
+}
+
+/// The reason after which the guest is continued if it still stands in `io-error`.
+pub(super) const GUEST_HARMED: &str = "GuestHarmed";
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// The failure of a run that somebody cancelled.
+pub(super) fn cancelled() -> Failure {
+    Failure {
+        reason: "Cancelled".to_owned(),
+        message: "The run was cancelled; nothing of it is left".to_owned(),
+        retriable: false,
+        cancelled: true,
+    }
+}

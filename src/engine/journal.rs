@@ -1,0 +1,19 @@
+//! The journal: what a crash between two acts could leave behind, one record per guest, on the host's disk. Each state
+//! is synced before the act that it names. Losing it loses no restore point, only convenience.
+//!
+//! `Record` is pure data; `Journal` reads and writes. A record is written into a spare file of fixed length, synced and
+//! exchanged with the old one, and the folder synced: never torn, and since both files keep their space from the first
+//! state on, a disk that fills up cannot stop a run half-way from being written down.
+
+#[cfg(test)]
+mod fixture;
+mod record;
+mod store;
+
+#[cfg(test)]
+pub(in crate::engine) use self::fixture::{fixture, request};
+
+pub use self::{
+    record::{Failure, Record, RecordDisk, State},
+    store::{Journal, JournalError},
+};

@@ -1,0 +1,58 @@
+//! A record for tests: an attempt at two disks, one of which keeps its bitmaps.
+
+use super::{Record, RecordDisk, State};
+use crate::{
+    chain::next::{BackupType, Choice, TypeReason},
+    engine::request::{BackupRequest, DiskSelection, GuestRef, RepositoryRef},
+    ids::{AttemptId, LineageId, PointId},
+};
+
+/// The request of the record.
+pub(in crate::engine) fn request() -> BackupRequest {
+    BackupRequest {
+        run: "run-uid".to_owned(),
+        run_name: "run".to_owned(),
+        guest: GuestRef {
+            uuid: "11111111-2222-3333-4444-555555555555".parse().unwrap(),
+            name: "db-1".to_owned(),
+            namespace: "team-a".to_owned(),
+        },
+        repository: RepositoryRef {
+            path: "/srv/backup".into(),
+            id: "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap(),
+        },
+        kind: BackupType::Full,
+        disks: DiskSelection::default(),
+        bandwidth: 0,
+        policy: None,
+    }
+}
+
+/// The record.
+pub(in crate::engine) fn fixture() -> Record {
+    let disk = |name: &str, random, persistent| RecordDisk {
+        name: name.parse().unwrap(),
+        node: format!("n-{name}"),
+        top: format!("n-{name}"),
+        lineage: LineageId::from_random(random),
+        virtual_size: 10_000_384,
+        persistent,
+        choice: Choice { kind: BackupType::Full, reason: TypeReason::FirstBackup },
+        bound: 10_420_224,
+        copied: None,
+    };
+    Record {
+        format: Record::FORMAT,
+        state: State::Intent,
+        request: request(),
+        started: "2026-01-02T03:04:05Z".parse().unwrap(),
+        attempts: 1,
+        attempt: AttemptId::from_random(0xabc),
+        point: PointId::new(1_700_000_000_000, None, 7),
+        process: None,
+        qemu: "7.2.22".to_owned(),
+        guest_was_well: true,
+        disks: vec![disk("disk0", 1, false), disk("disk1", 2, true)],
+        block_graph: serde_json::Value::Null,
+    }
+}

@@ -1,0 +1,170 @@
+//! What the journal holds about one attempt at one run. Pure. All names that the attempt uses in QEMU and in the
+//! repository are computed from here, so that whoever reads the record knows everything that it can have left behind.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    chain::next::Choice,
+    engine::request::BackupRequest,
+    ids::{AttemptId, BitmapName, BitmapRole, DiskName, JobId, LineageId, NodeName, NodeRole, PointId},
+    qmp::Process,
+};
+
+/// One attempt at one run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The record's own format: 1.
+    pub format: u32,
+    /// Where the attempt stands.
+    pub state: State,
+    /// What was asked for.
+    pub request: BackupRequest,
+    /// When the run was taken up.
+    pub started: Timestamp,
+    /// Attempts begun, this one included.
+    pub attempts: u32,
+    /// This attempt.
+    pub attempt: AttemptId,
+    /// The point that it makes.
+    pub point: PointId,
+    /// QEMU's process; "QEMU is gone" is proven by it, never by a refused connection. None where it is not seen.
+    pub process: Option<Process>,
+    /// QEMU's version.
+    pub qemu: String,
+    /// Whether the guest was not stopped by an I/O error when the attempt began.
+    pub guest_was_well: bool,
+    /// The disks.
+    pub disks: Vec<RecordDisk>,
+    /// The block graph as it was resolved, for the manifest.
+    #[serde(default)]
+    pub block_graph: serde_json::Value,
+}
+
+/// The states of an attempt. `committed` has none: the manifest is the commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "camelCase")]
+pub enum State {
+    /// Files, nodes and descriptors may exist; the transaction was not sent.
+    Intent,
+    /// The transaction may have been sent.
+    Sending {
+        /// The clock just before: the instant of the point.
+        at: Timestamp,
+    },
+    /// The transaction was done: the jobs are, or were, in QEMU.
+    Running {
+        /// The instant of the point.
+        at: Timestamp,
+    },
+    /// Every job ended without error, every target was closed, every file synced. From here on QEMU is not needed.
+    Copied {
+        /// The instant of the point.
+        at: Timestamp,
+    },
+    /// It is being undone.
+    Failing(Failure),
+}
+
+/// Why an attempt is undone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// The reason word.
+    pub reason: String,
+    /// The same as a sentence.
+    pub message: String,
+    /// Whether trying again can help.
+    pub retriable: bool,
+    /// Whether somebody wished it.
+    #[serde(default)]
+    pub cancelled: bool,
+}
+
+/// One disk of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordDisk {
+    /// The disk.
+    pub name: DiskName,
+    /// The format node, in the QEMU process of the record only.
+    pub node: String,
+    /// The node that the device uses, likewise.
+    pub top: String,
+    /// Its lineage.
+    pub lineage: LineageId,
+    /// Its size in bytes.
+    pub virtual_size: u64,
+    /// Whether its bitmaps are stored in the image.
+    pub persistent: bool,
+    /// The type and why.
+    pub choice: Choice,
+    /// The most that its file can grow to, in bytes; allocated before the start.
+    pub bound: u64,
+    /// What the job copied in all, in bytes; known from `copied` on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copied: Option<u64>,
+}
+
+impl Record {
+    /// The format that this version writes, and the newest that it reads.
+    pub const FORMAT: u32 = 1;
+
+    /// The instant of the point, once there is one.
+    pub fn checkpoint_time(&self) -> Option<Timestamp> {
+        match &self.state {
+            State::Intent | State::Failing(_) => None,
+            State::Sending { at } | State::Running { at } | State::Copied { at } => Some(*at),
+        }
+    }
+
+    /// The job of a disk.
+    pub fn job(&self, disk: &RecordDisk) -> JobId {
+        JobId { attempt: self.attempt.clone(), lineage: disk.lineage.clone() }
+    }
+
+    /// A node of ours for the disk at `index`.
+    pub fn node(&self, index: usize, role: NodeRole) -> String {
+        let index = u16::try_from(index).unwrap_or(u16::MAX);
+        NodeName { attempt: self.attempt.clone(), index, role }.to_string()
+    }
+
+    /// A bitmap of ours on a disk.
+    pub fn bitmap(&self, disk: &RecordDisk, role: BitmapRole) -> BitmapName {
+        BitmapName::new(&self.request.repository.id, &self.point, &disk.lineage, role)
+    }
+
+    /// The filter that the job of the disk at `index` puts above its node.
+    pub fn filter(&self, index: usize) -> String {
+        format!("dl-{}-{index}-f", self.attempt)
+    }
+
+    /// The word by which the fd set of a node of ours is found again.
+    pub fn fdset(&self, index: usize, role: NodeRole) -> String {
+        let role = match role {
+            NodeRole::Target => "t",
+            NodeRole::SentinelSource => "sn",
+        };
+        format!("{}.{index}.{role}", self.attempt.fdset_opaque())
+    }
+
+    /// Whether an fd set with this word is of the attempt.
+    pub fn owns_fdset(&self, opaque: &str) -> bool {
+        opaque.strip_prefix(&self.attempt.fdset_opaque()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// Whether the block node is of the attempt.
+    pub fn owns_node(&self, name: &str) -> bool {
+        name.strip_prefix("dl-")
+            .and_then(|rest| rest.strip_prefix(self.attempt.as_str()))
+            .is_some_and(|rest| rest.starts_with('-'))
+    }
+
+    /// The repository's folder.
+    pub fn repository(&self) -> &PathBuf {
+        &self.request.repository.path
+    }
+}

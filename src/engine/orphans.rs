@@ -1,0 +1,97 @@
+//! Which bitmaps of ours are of no use any more. Pure. Only bitmaps of the given repository are ever named, never one
+//! of a point that some journal has in flight, and never one that a job or an export uses.
+
+use std::collections::BTreeSet;
+
+use super::graph::{BitmapFacts, DiskFacts};
+use crate::{
+    ids::{BitmapName, BitmapRole, LineageId, PointId, RepositoryId},
+    qmp::command::BitmapRef,
+};
+
+/// Checkpoints that stay on a disk: the newest point's and the one before, so that losing the newest point costs an
+/// older base and not a full.
+const KEPT: usize = 2;
+
+/// Bitmaps at the start of a run: every increment's, checkpoints without a manifest, those that a crash made useless,
+/// and sentinels newer than the newest committed checkpoint of their lineage or of a lineage without one.
+pub fn at_start(
+    disks: &[DiskFacts],
+    repository: &RepositoryId,
+    committed: &BTreeSet<PointId>,
+    in_flight: &BTreeSet<PointId>,
+) -> Vec<BitmapRef> {
+    refs(disks, repository, in_flight, |name, facts, all| match name.role {
+        _ if facts.inconsistent => true,
+        BitmapRole::Increment => true,
+        BitmapRole::Checkpoint => !committed.contains(&name.point),
+        BitmapRole::Sentinel => {
+            let newest = all
+                .iter()
+                .filter(|(other, facts)| {
+                    other.role == BitmapRole::Checkpoint
+                        && other.lineage == name.lineage
+                        && !facts.inconsistent
+                        && committed.contains(&other.point)
+                })
+                .map(|(other, _)| &other.point)
+                .max();
+            newest.is_none_or(|newest| name.point > *newest)
+        }
+    })
+}
+
+/// Bitmaps after a commit, on the disks of the run: every increment's, checkpoints beyond the last two, and sentinels
+/// but the one of the run (`lineages` are the run's).
+pub fn after_commit(
+    disks: &[DiskFacts],
+    repository: &RepositoryId,
+    lineages: &BTreeSet<LineageId>,
+    in_flight: &BTreeSet<PointId>,
+) -> Vec<BitmapRef> {
+    refs(disks, repository, in_flight, |name, _, all| {
+        if !all.iter().any(|(other, _)| lineages.contains(&other.lineage)) {
+            return false;
+        }
+        match name.role {
+            BitmapRole::Increment => true,
+            BitmapRole::Sentinel => !lineages.contains(&name.lineage),
+            BitmapRole::Checkpoint => {
+                let newer = all
+                    .iter()
+                    .filter(|(other, _)| other.role == BitmapRole::Checkpoint && other.point > name.point)
+                    .count();
+                newer >= KEPT
+            }
+        }
+    })
+}
+
+type Ours<'a> = (BitmapName, &'a BitmapFacts);
+
+fn refs(
+    disks: &[DiskFacts],
+    repository: &RepositoryId,
+    in_flight: &BTreeSet<PointId>,
+    is_useless: impl Fn(&BitmapName, &BitmapFacts, &[Ours<'_>]) -> bool,
+) -> Vec<BitmapRef> {
+    let mut useless = Vec::new();
+    // On a layer that is read-only now a bitmap cannot be removed; there it waits until the layer is active again.
+    for disk in disks.iter().filter(|disk| disk.eligible()) {
+        let ours: Vec<Ours<'_>> = disk
+            .bitmaps
+            .iter()
+            .filter_map(|facts| Some((facts.name.parse::<BitmapName>().ok()?, facts)))
+            .filter(|(name, _)| name.is_of(repository))
+            .collect();
+        for (name, facts) in &ours {
+            if !facts.busy && !in_flight.contains(&name.point) && is_useless(name, facts, &ours) {
+                useless.push(BitmapRef { node: disk.node_name.clone(), name: facts.name.clone() });
+            }
+        }
+    }
+    useless
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Which bitmaps go, and which never do.
+
+use super::*;
+
+const REPOSITORY: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
+
+fn point(n: u64) -> PointId {
+    PointId::new(n, None, 0)
+}
+
+fn lineage(n: u32) -> LineageId {
+    LineageId::from_random(n)
+}
+
+fn name(n: u64, of: u32, role: BitmapRole) -> String {
+    BitmapName::new(&REPOSITORY.parse().unwrap(), &point(n), &lineage(of), role).to_string()
+}
+
+fn bitmap(name: &str) -> BitmapFacts {
+    BitmapFacts {
+        name: name.to_owned(),
+        bytes: 0,
+        ours: true,
+        recording: true,
+        busy: false,
+        persistent: true,
+        inconsistent: false,
+    }
+}
+
+fn disk(bitmaps: Vec<BitmapFacts>) -> DiskFacts {
+    DiskFacts {
+        name: "disk0".parse().unwrap(),
+        qdev: "disk0".to_owned(),
+        node_name: "n0".to_owned(),
+        top_node: "n0".to_owned(),
+        filters: Vec::new(),
+        driver: "qcow2".to_owned(),
+        format: "qcow2".to_owned(),
+        file: String::new(),
+        virtual_size: 1,
+        persistent_bitmaps: true,
+        ineligible: None,
+        foreign_job: None,
+        bitmaps,
+    }
+}
+
+fn start(bitmaps: Vec<BitmapFacts>, committed: &[u64], in_flight: &[u64]) -> Vec<String> {
+    let set = |points: &[u64]| points.iter().map(|n| point(*n)).collect::<BTreeSet<_>>();
+    let gone = at_start(&[disk(bitmaps)], &REPOSITORY.parse().unwrap(), &set(committed), &set(in_flight));
+    assert!(gone.iter().all(|bitmap| bitmap.node == "n0"));
+    gone.into_iter().map(|bitmap| bitmap.name).collect()
+}
+
+#[test]
+fn a_checkpoint_without_a_manifest_goes_with_its_sentinel() {
+    use BitmapRole::{Checkpoint, Sentinel};
+    let both = || vec![bitmap(&name(1, 1, Checkpoint)), bitmap(&name(1, 1, Sentinel))];
+    assert_eq!(start(both(), &[1], &[]), Vec::<String>::new());
+    assert_eq!(start(both(), &[], &[]).len(), 2);
+    assert_eq!(start(both(), &[], &[1]), Vec::<String>::new(), "in flight");
+}
+
+#[test]
+fn a_sentinel_younger_than_the_newest_checkpoint_of_its_lineage_goes() {
+    use BitmapRole::{Checkpoint, Sentinel};
+    let bitmaps = |at| vec![bitmap(&name(2, 1, Checkpoint)), bitmap(&name(at, 1, Sentinel))];
+    assert_eq!(start(bitmaps(1), &[1, 2, 3], &[]), Vec::<String>::new());
+    assert_eq!(start(bitmaps(2), &[1, 2, 3], &[]), Vec::<String>::new());
+    assert_eq!(start(bitmaps(3), &[1, 2, 3], &[]), vec![name(3, 1, Sentinel)]);
+    let other = vec![bitmap(&name(2, 1, Checkpoint)), bitmap(&name(2, 9, Sentinel))];
+    assert_eq!(start(other, &[2], &[]), vec![name(2, 9, Sentinel)]);
+}
+
+#[test]
+fn every_increments_bitmap_and_every_inconsistent_one_goes() {
+    use BitmapRole::{Checkpoint, Increment};
+    let mut broken = bitmap(&name(2, 1, Checkpoint));
+    broken.inconsistent = true;
+    let gone = start(vec![bitmap(&name(1, 1, Increment)), broken], &[1, 2], &[]);
+    assert_eq!(gone, vec![name(1, 1, Increment), name(2, 1, Checkpoint)]);
+}
+
+#[test]
+fn foreign_and_busy_bitmaps_are_never_named() {
+    let other = BitmapName::new(
+        &"0badcafe-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap(),
+        &point(1),
+        &lineage(1),
+        BitmapRole::Checkpoint,
+    );
+    let mut busy = bitmap(&name(1, 1, BitmapRole::Checkpoint));
+    busy.busy = true;
+    let bitmaps = vec![bitmap("libvirt-1"), bitmap(&other.to_string()), busy];
+    assert_eq!(start(bitmaps, &[], &[]), Vec::<String>::new());
+}
+
+#[test]
+fn after_a_commit_two_checkpoints_and_the_runs_sentinel_stay() {
+    use BitmapRole::{Checkpoint, Increment, Sentinel};
+    let bitmaps = vec![
+        bitmap(&name(1, 1, Checkpoint)),
+        bitmap(&name(1, 1, Sentinel)),
+        bitmap(&name(2, 2, Checkpoint)),
+        bitmap(&name(2, 2, Sentinel)),
+        bitmap(&name(3, 3, Checkpoint)),
+        bitmap(&name(3, 3, Sentinel)),
+        bitmap(&name(3, 3, Increment)),
+    ];
+    let other_disk = disk(vec![bitmap(&name(1, 7, Checkpoint)), bitmap(&name(1, 7, Sentinel))]);
+    let disks = [disk(bitmaps), other_disk];
+    let repository = REPOSITORY.parse().unwrap();
+    let gone = after_commit(&disks, &repository, &BTreeSet::from([lineage(3)]), &BTreeSet::new());
+    let gone: Vec<_> = gone.into_iter().map(|bitmap| bitmap.name).collect();
+    let expected = vec![name(1, 1, Checkpoint), name(1, 1, Sentinel), name(2, 2, Sentinel), name(3, 3, Increment)];
+    assert_eq!(gone, expected);
+}
+
+#[test]
+fn bitmaps_on_a_read_only_disk_wait() {
+    let mut disk = disk(vec![bitmap(&name(1, 1, BitmapRole::Checkpoint))]);
+    disk.ineligible = Some(crate::engine::graph::Ineligible::ReadOnly);
+    let none = BTreeSet::new();
+    assert_eq!(at_start(&[disk], &REPOSITORY.parse().unwrap(), &none, &none), vec![]);
+}

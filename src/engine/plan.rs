@@ -1,0 +1,198 @@
+//! What an attempt does up to the instant, step by step, each with what undoes it. Pure: a function of the journal's
+//! record alone, so that after a crash the same names come out again.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    journal::Record,
+    sentinel::{GRANULARITY, SOURCE_BITMAP},
+};
+use crate::{
+    ids::{BitmapRole, DiskName, NodeRole},
+    qmp::command::{Action, BitmapAdd, BitmapMerge, BitmapRef, BlockdevBackup, Sync},
+};
+
+/// One act of an attempt. Everything before `Send` can be undone without the guest having noticed anything.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "step", rename_all = "camelCase")]
+pub enum Step {
+    /// Makes the point's folder in the repository; it does not count before its manifest is there.
+    CreatePoint,
+    /// Makes a disk's file and takes all the space that it can need.
+    CreateDisk {
+        /// The disk.
+        disk: DiskName,
+        /// Its size in bytes: QEMU refuses a target of any other.
+        virtual_size: u64,
+        /// The most that the file can grow to, in bytes.
+        bound: u64,
+    },
+    /// Passes the disk's file to QEMU and opens it there.
+    OpenTarget {
+        /// The disk.
+        disk: DiskName,
+        /// The node that it becomes.
+        node: String,
+        /// The word of its fd set.
+        opaque: String,
+    },
+    /// Passes the source of the sentinel's bits to QEMU and opens it there.
+    OpenSentinelSource {
+        /// The disk.
+        disk: DiskName,
+        /// The disk's size in bytes: QEMU merges only bitmaps of one size.
+        virtual_size: u64,
+        /// The node that it becomes.
+        node: String,
+        /// The word of its fd set.
+        opaque: String,
+    },
+    /// Sends the transaction: the instant.
+    Send {
+        /// Its actions.
+        actions: Vec<Action>,
+    },
+}
+
+/// What undoes a step. Each is safe to do when the step was never done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "undo", rename_all = "camelCase")]
+pub enum Undo {
+    /// Ends a job and forgets it.
+    EndJob {
+        /// Its id.
+        id: String,
+    },
+    /// Removes a bitmap of this attempt, on whatever node it is by now.
+    RemoveBitmap {
+        /// Its name.
+        name: String,
+    },
+    /// Closes a node.
+    CloseNode {
+        /// Its name.
+        node: String,
+    },
+    /// Gives up the fd set of that word.
+    RemoveFds {
+        /// The word.
+        opaque: String,
+    },
+    /// Removes the point's folder with its files, unless its manifest is there.
+    DiscardPoint,
+}
+
+/// The steps of an attempt, in their order.
+pub fn steps(record: &Record) -> Vec<Step> {
+    let mut steps = vec![Step::CreatePoint];
+    for disk in &record.disks {
+        steps.push(Step::CreateDisk { disk: disk.name.clone(), virtual_size: disk.virtual_size, bound: disk.bound });
+    }
+    for (index, disk) in record.disks.iter().enumerate() {
+        steps.push(Step::OpenTarget {
+            disk: disk.name.clone(),
+            node: record.node(index, NodeRole::Target),
+            opaque: record.fdset(index, NodeRole::Target),
+        });
+        steps.push(Step::OpenSentinelSource {
+            disk: disk.name.clone(),
+            virtual_size: disk.virtual_size,
+            node: record.node(index, NodeRole::SentinelSource),
+            opaque: record.fdset(index, NodeRole::SentinelSource),
+        });
+    }
+    steps.push(Step::Send { actions: transaction(record) });
+    steps
+}
+
+/// What undoes an attempt, whatever of it was done: the steps' undoing, the last one's first.
+pub fn undo(record: &Record) -> Vec<Undo> {
+    steps(record).iter().rev().flat_map(|step| step.undo()).collect()
+}
+
+impl Step {
+    /// What undoes the step.
+    pub fn undo(&self) -> Vec<Undo> {
+        match self {
+            Self::CreatePoint => vec![Undo::DiscardPoint],
+            // Goes with the point's folder.
+            Self::CreateDisk { .. } => Vec::new(),
+            Self::OpenTarget { node, opaque, .. } | Self::OpenSentinelSource { node, opaque, .. } => {
+                vec![Undo::CloseNode { node: node.clone() }, Undo::RemoveFds { opaque: opaque.clone() }]
+            }
+            Self::Send { actions } => {
+                let jobs = actions.iter().filter_map(|action| match action {
+                    Action::BlockdevBackup(backup) => Some(Undo::EndJob { id: backup.job_id.clone() }),
+                    _ => None,
+                });
+                let bitmaps = actions.iter().filter_map(|action| match action {
+                    Action::BlockDirtyBitmapAdd(add) => Some(Undo::RemoveBitmap { name: add.name.clone() }),
+                    _ => None,
+                });
+                jobs.chain(bitmaps).collect()
+            }
+        }
+    }
+}
+
+/// The one transaction of an attempt: every checkpoint and sentinel, then every job. Checkpoint first: the other order
+/// loses writes from the next increment without a word (measured). Individual completion, because grouped is refused
+/// together with bitmap actions; node names only, because a `-drive` id has killed QEMU here.
+fn transaction(record: &Record) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for (index, disk) in record.disks.iter().enumerate() {
+        let checkpoint = record.bitmap(disk, BitmapRole::Checkpoint).to_string();
+        let sentinel = record.bitmap(disk, BitmapRole::Sentinel).to_string();
+        for (name, disabled) in [(checkpoint, false), (sentinel.clone(), true)] {
+            actions.push(Action::BlockDirtyBitmapAdd(BitmapAdd {
+                node: disk.node.clone(),
+                name,
+                granularity: GRANULARITY,
+                persistent: disk.persistent,
+                disabled,
+            }));
+        }
+        actions.push(Action::BlockDirtyBitmapMerge(BitmapMerge {
+            node: disk.node.clone(),
+            target: sentinel,
+            bitmaps: vec![BitmapRef {
+                node: record.node(index, NodeRole::SentinelSource),
+                name: SOURCE_BITMAP.to_owned(),
+            }],
+        }));
+    }
+    for (index, disk) in record.disks.iter().enumerate() {
+        let target = record.node(index, NodeRole::Target);
+        let mut backup = BlockdevBackup::new(record.job(disk).to_string(), disk.node.clone(), target, Sync::Full);
+        backup.filter_node_name = Some(record.filter(index));
+        backup.speed = (record.request.bandwidth > 0).then_some(record.request.bandwidth);
+        actions.push(Action::BlockdevBackup(backup));
+    }
+    actions
+}
+
+/// `blockdev-add` of a target: the parent of its header is not opened, and zeros that are written become holes.
+pub fn target_options(node: &str, fdset: i64) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": node,
+        "backing": null,
+        "detect-zeroes": "on",
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}")},
+    })
+}
+
+/// `blockdev-add` of the source of a sentinel's bits.
+pub fn sentinel_options(node: &str, fdset: i64) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": node,
+        "read-only": true,
+        "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}"), "read-only": true},
+    })
+}
+
+#[cfg(test)]
+mod tests;

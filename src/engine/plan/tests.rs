@@ -1,0 +1,46 @@
+//! The plan of an attempt, as it is printed.
+
+use super::*;
+use crate::engine::journal::fixture;
+
+#[test]
+fn the_plan_of_two_disks() {
+    insta::assert_yaml_snapshot!(steps(&fixture()));
+}
+
+#[test]
+fn what_undoes_it() {
+    insta::assert_yaml_snapshot!(undo(&fixture()));
+}
+
+#[test]
+fn checkpoints_come_before_jobs_and_only_node_names_are_used() {
+    let record = fixture();
+    let actions = transaction(&record);
+    let first_job = actions.iter().position(|action| matches!(action, Action::BlockdevBackup(_))).unwrap();
+    assert!(actions[first_job..].iter().all(|action| matches!(action, Action::BlockdevBackup(_))));
+    for action in &actions {
+        let node = match action {
+            Action::BlockDirtyBitmapAdd(add) => &add.node,
+            Action::BlockDirtyBitmapMerge(merge) => &merge.node,
+            Action::BlockdevBackup(backup) => &backup.device,
+            other => panic!("{other:?}"),
+        };
+        assert!(record.disks.iter().any(|disk| disk.node == *node), "{node}");
+    }
+}
+
+#[test]
+fn a_limit_of_zero_is_no_limit() {
+    let mut record = fixture();
+    let speeds = |record: &Record| -> Vec<_> {
+        let speed = |action| match action {
+            Action::BlockdevBackup(backup) => Some(backup.speed),
+            _ => None,
+        };
+        transaction(record).into_iter().filter_map(speed).collect()
+    };
+    assert_eq!(speeds(&record), vec![None, None]);
+    record.request.bandwidth = 1 << 20;
+    assert_eq!(speeds(&record), vec![Some(1 << 20), Some(1 << 20)]);
+}

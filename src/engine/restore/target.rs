@@ -1,0 +1,230 @@
+//! The file that a restore writes: found beneath the restore roots, written under a temporary name, and given its own
+//! only at the end. A temporary file is locked while it is written, so that the leftover of a killed restore is known
+//! by its missing lock and removed by the next one.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, Gid, Mode, Uid, XattrFlags};
+
+use super::{Overwrite, RestoreError, RestoreRoots, Work};
+use crate::{
+    ids::GuestId,
+    repo::{Act, Folder, Repository, Rules, StoreError},
+};
+
+/// Says which guest an image was restored for; what `IfSameGuest` looks at.
+const GUEST_ATTRIBUTE: &str = "user.driftline.guest";
+const PREFIX: &str = ".driftline-";
+const SUFFIX: &str = ".partial";
+
+/// A target that was looked at, and the temporary file once there is one.
+pub(super) struct Target {
+    path: PathBuf,
+    folder: Folder,
+    name: String,
+    /// The file that will be replaced: user, group and mode, which the new one takes over.
+    replaced: Option<(u32, u32, u32)>,
+    temporary: Option<(String, File)>,
+}
+
+impl Target {
+    /// Opens the folder of `path` and looks whether the restore may write there. Removes what killed restores left.
+    pub(super) fn prepare(
+        repository: &Repository,
+        roots: &RestoreRoots,
+        path: &Path,
+        guest: &GuestId,
+        overwrite: Overwrite,
+    ) -> Result<Self, RestoreError> {
+        let no_name = || RestoreError::NotAFileName { path: path.to_owned() };
+        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(no_name)?;
+        let parent = path.parent().ok_or_else(no_name)?;
+        // As text: a path that ends in `/` or `/.` has a file name all the same.
+        if !path.as_os_str().as_encoded_bytes().ends_with(name.as_bytes()) {
+            return Err(no_name());
+        }
+        let fd = roots.open(parent).map_err(|source| RestoreError::Path { path: path.to_owned(), source })?;
+        let rules = Rules { owner: repository.tool().owner, gate: None };
+        let folder = Folder::new(fd, parent.to_owned(), rules);
+        let target = Self { path: path.to_owned(), folder, name: name.to_owned(), replaced: None, temporary: None };
+        target.refuse_repository(repository)?;
+        target.clear_leftovers()?;
+        target.look(guest, overwrite)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the temporary file.
+    pub(super) fn create(&mut self) -> Result<File, RestoreError> {
+        let name = format!("{PREFIX}{:016x}{SUFFIX}", rand::random::<u64>());
+        let file = self.folder.create(&name).map_err(|source| self.failed(source))?;
+        let copy = file.try_clone().map_err(|source| self.io(Act::Open, source));
+        // The guard is set first: whatever fails from here on removes the file.
+        self.temporary = Some((name, file));
+        let copy = copy?;
+        rustix::fs::flock(&copy, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|errno| self.io(Act::Create, errno.into()))?;
+        Ok(copy)
+    }
+
+    /// The temporary file.
+    pub(super) fn file(&self) -> Option<&File> {
+        self.temporary.as_ref().map(|(_, file)| file)
+    }
+
+    /// Gives the file its owner, mode and mark, and brings it to the disk.
+    pub(super) fn settle(&self, guest: &GuestId) -> Result<(), RestoreError> {
+        let Some((name, file)) = &self.temporary else { return Ok(()) };
+        // A file system without extended attributes: `IfSameGuest` will refuse the file, nothing else is lost.
+        let _ = rustix::fs::fsetxattr(file, GUEST_ATTRIBUTE, guest.as_str().as_bytes(), XattrFlags::empty());
+        let folder = rustix::fs::fstat(self.folder.fd()).map_err(|errno| self.io(Act::Own, errno.into()))?;
+        let (uid, gid, mode) = self.replaced.unwrap_or((folder.st_uid, folder.st_gid, 0o600));
+        if rustix::process::geteuid().is_root() {
+            rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(|errno| self.io(Act::Own, errno.into()))?;
+        }
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777)).map_err(|errno| self.io(Act::Own, errno.into()))?;
+        self.folder.sync_file(name, file).map_err(|source| self.failed(source))
+    }
+
+    /// Gives the file its name.
+    pub(super) fn publish(mut self) -> Result<PathBuf, RestoreError> {
+        let Some((name, file)) = self.temporary.take() else { return Ok(self.path.clone()) };
+        let done = if self.replaced.is_some() {
+            self.folder.replace(&name, &self.name).map(|()| true)
+        } else {
+            self.folder.publish(&name, &self.name)
+        };
+        if !matches!(done, Ok(true)) {
+            self.temporary = Some((name, file));
+        }
+        match done {
+            Ok(true) => Ok(self.path.clone()),
+            Ok(false) => Err(RestoreError::Exists { path: self.path.clone(), why: "it appeared during the restore" }),
+            Err(source) => Err(self.failed(source)),
+        }
+    }
+
+    /// Looks at what has the name now.
+    fn look(mut self, guest: &GuestId, overwrite: Overwrite) -> Result<Self, RestoreError> {
+        if !self.folder.contains(&self.name).map_err(|source| self.failed(source))? {
+            return Ok(self);
+        }
+        let refuse = |why| Err(RestoreError::Exists { path: self.path.clone(), why });
+        if overwrite == Overwrite::Never {
+            return refuse("the overwrite policy is Never");
+        }
+        let Some(file) = self.folder.open(&self.name, false).map_err(|source| self.failed(source))? else {
+            return Ok(self);
+        };
+        if overwrite == Overwrite::IfSameGuest {
+            let mut value = [0; 64];
+            let length = rustix::fs::fgetxattr(&file, GUEST_ATTRIBUTE, &mut value[..]).unwrap_or(0);
+            if value[..length] != *guest.as_str().as_bytes() {
+                return refuse("it is not marked as an image that was restored for this guest");
+            }
+        }
+        let metadata = file.metadata().map_err(|source| self.io(Act::Read, source))?;
+        let locks = std::fs::read_to_string("/proc/locks").map_err(|source| self.io(Act::Read, source))?;
+        if is_locked(&locks, metadata.dev(), metadata.ino()) {
+            return Err(RestoreError::InUse { path: self.path.clone() });
+        }
+        self.replaced = Some((metadata.uid(), metadata.gid(), metadata.mode()));
+        Ok(self)
+    }
+
+    /// Restore roots may contain the repository; a stored image must not be replaced all the same.
+    fn refuse_repository(&self, repository: &Repository) -> Result<(), RestoreError> {
+        let real =
+            |fd: i32| std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|source| self.io(Act::Open, source));
+        let folder = real(self.folder.fd().as_raw_fd())?;
+        let root = real(repository.root().as_raw_fd())?;
+        if folder.starts_with(root) {
+            return Err(RestoreError::InsideRepository { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
+    fn clear_leftovers(&self) -> Result<(), RestoreError> {
+        for name in self.folder.entries().map_err(|source| self.failed(source))? {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)) else {
+                continue;
+            };
+            if let Ok(Some(file)) = self.folder.open(name, false)
+                && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            {
+                self.folder.remove(name).map_err(|source| self.failed(source))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&self, source: StoreError) -> RestoreError {
+        RestoreError::Target { path: self.path.clone(), source }
+    }
+
+    fn io(&self, act: Act, source: io::Error) -> RestoreError {
+        self.failed(StoreError { act, path: self.path.clone(), source })
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if let Some((name, _)) = self.temporary.take()
+            && let Err(error) = self.folder.remove(&name)
+        {
+            tracing::warn!("{error}: the next restore to this folder removes it");
+        }
+    }
+}
+
+/// Fails when a file system cannot take all that its targets may need.
+pub(super) fn check_space(works: &[Work<'_>]) -> Result<(), RestoreError> {
+    let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
+    for work in works {
+        let target = &work.target;
+        let stat = rustix::fs::fstat(target.folder.fd()).map_err(|errno| target.io(Act::Read, errno.into()))?;
+        let space = rustix::fs::fstatvfs(target.folder.fd()).map_err(|errno| target.io(Act::Read, errno.into()))?;
+        let stored: u64 = work.chain.iter().map(|link| link.disk.bytes).sum();
+        let needed = needed.entry(stat.st_dev).or_default();
+        *needed += stored.min(work.virtual_size);
+        let available = space.f_bavail.saturating_mul(space.f_frsize);
+        if *needed > available {
+            return Err(RestoreError::NoSpace { path: target.path.clone(), needed: *needed, available });
+        }
+    }
+    Ok(())
+}
+
+/// Whether `locks`, the text of `/proc/locks`, has an open-file-description lock on the inode: QEMU holds such on each
+/// image that it uses (QEMU `block/file-posix.c`).
+fn is_locked(locks: &str, dev: u64, ino: u64) -> bool {
+    let subject = format!("{:02x}:{:02x}:{ino}", rustix::fs::major(dev), rustix::fs::minor(dev));
+    locks.lines().any(|line| {
+        let mut fields = line.split_whitespace().filter(|field| *field != "->");
+        fields.nth(1) == Some("OFDLCK") && fields.any(|field| field == subject)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_qemu_is_found_by_device_and_inode() {
+        let locks = "1: OFDLCK ADVISORY  READ  -1 fe:00:2884 201 201\n2: FLOCK  ADVISORY  WRITE 71 fe:00:99 0 EOF\n";
+        let dev = rustix::fs::makedev(0xfe, 0);
+        assert!(is_locked(locks, dev, 2884));
+        assert!(!is_locked(locks, dev, 288));
+        assert!(!is_locked(locks, dev, 99), "a flock is none of QEMU's");
+        assert!(!is_locked(locks, rustix::fs::makedev(0xfd, 0), 2884));
+    }
+}

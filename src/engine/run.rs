@@ -1,0 +1,325 @@
+//! One run, from whatever the journal holds to its end. It asks the recovery table what comes next, does that, and asks
+//! again: the way after a crash is the way of every run. The acts stand in the files beneath, this one holds the loop.
+
+mod adopt;
+mod begin;
+mod clean;
+mod commit;
+mod doors;
+mod follow;
+mod look;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+pub(super) use self::adopt::adopt;
+use super::{
+    EngineError, Inner,
+    error::cancelled,
+    journal::{Failure, Record, State},
+    lock::GuestLock,
+    progress::{CommittedPoint, Phase, RunState},
+    recover::{Next, next},
+    request::{BackupRequest, RunControl},
+};
+use crate::{
+    qmp::{Client, Monitor},
+    repo::{Lease, Repository},
+};
+
+/// Attempts that may be cut off before their instant; each costs nothing but time.
+const ATTEMPTS: u32 = 5;
+
+/// Why a step did not come to its end.
+#[derive(Debug)]
+pub(super) enum Halt {
+    /// The engine was told to let go.
+    Detached,
+    /// Somebody cancelled the run.
+    Cancelled,
+    /// Something failed.
+    Failed(EngineError),
+}
+
+impl From<EngineError> for Halt {
+    fn from(error: EngineError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+type Done<T> = Result<T, Halt>;
+
+/// How driving a record ended.
+#[derive(Debug)]
+pub(super) enum Driven {
+    /// The point is durable, and all is tidy.
+    Complete,
+    /// It was undone.
+    Failed,
+    /// It was undone, because nothing had happened yet: a new attempt may begin.
+    StartOver,
+    /// Left as it is, to be gone on with from the journal.
+    Detached,
+    /// The engine cannot go on; the journal stands.
+    Broken(EngineError),
+}
+
+/// A repository with the right to write to the guest's folder.
+#[derive(Clone)]
+struct Store {
+    repository: Repository,
+    /// Given back when the run has ended.
+    _lease: Arc<Lease>,
+}
+
+/// One run.
+pub(super) struct Run<'a> {
+    pub(super) engine: Arc<Inner>,
+    pub(super) monitor: &'a Monitor,
+    pub(super) control: &'a RunControl,
+    /// False while the run that another process left is finished on the way.
+    pub(super) own: bool,
+    pub(super) lock: GuestLock,
+    pub(super) state: RunState,
+    store: Option<Store>,
+    /// The connection that the transaction was sent on.
+    sent_on: Option<Client>,
+    fenced: u8,
+    /// The record was made by this process a moment ago, and nothing of it was done yet.
+    fresh: bool,
+    /// Since when QEMU does not answer.
+    silent_since: Option<Instant>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(
+        engine: Arc<Inner>,
+        monitor: &'a Monitor,
+        control: &'a RunControl,
+        lock: GuestLock,
+        state: RunState,
+        own: bool,
+    ) -> Self {
+        Self {
+            engine,
+            monitor,
+            control,
+            own,
+            lock,
+            state,
+            store: None,
+            sent_on: None,
+            fenced: 0,
+            fresh: false,
+            silent_since: None,
+        }
+    }
+
+    /// Takes the run to its end, from `record` where the journal holds one.
+    pub(super) async fn finish(mut self, request: &BackupRequest, record: Option<Record>) -> RunState {
+        let (mut attempts, mut started) = (0, self.state.start_time);
+        let mut current = record;
+        loop {
+            let mut record = match current.take() {
+                Some(record) => record,
+                None => match self.begin(request, attempts + 1, started).await {
+                    Ok(record) => {
+                        self.fresh = true;
+                        record
+                    }
+                    Err(halt) => return self.not_begun(request, halt).await,
+                },
+            };
+            match self.drive(&mut record).await {
+                Driven::StartOver if record.attempts >= ATTEMPTS => {
+                    let error = EngineError::TooManyAttempts { attempts: record.attempts };
+                    return self.not_begun(request, Halt::Failed(error)).await;
+                }
+                Driven::StartOver => (attempts, started) = (record.attempts, record.started),
+                Driven::Broken(error) => {
+                    self.state.fail(&error.failure(), self.now());
+                    self.publish();
+                    return self.state;
+                }
+                Driven::Complete | Driven::Failed | Driven::Detached => return self.state,
+            }
+        }
+    }
+
+    /// Ends a run of which nothing is left.
+    async fn not_begun(mut self, request: &BackupRequest, halt: Halt) -> RunState {
+        let failure = match halt {
+            Halt::Detached => return self.state,
+            Halt::Cancelled => cancelled(),
+            Halt::Failed(error) => error.failure(),
+        };
+        self.state.fail(&failure, self.now());
+        let ended = self.state.clone();
+        let guest = request.guest.uuid.clone();
+        let now = self.now();
+        let written = self
+            .journal(move |journal| {
+                journal.finish(&ended, now)?;
+                journal.remove(&guest)
+            })
+            .await;
+        if let Err(Halt::Failed(error)) = written {
+            tracing::error!(error = %error.failure().message, run = %request.run, "how the run ended could not be kept");
+        }
+        self.publish();
+        self.state
+    }
+
+    /// Takes one record to its end.
+    pub(super) async fn drive(&mut self, record: &mut Record) -> Driven {
+        loop {
+            let error = match self.advance(record).await {
+                Ok(None) => continue,
+                Ok(Some(driven)) => return driven,
+                Err(Halt::Detached) => return Driven::Detached,
+                Err(Halt::Cancelled) if !self.own => return Driven::Detached,
+                Err(Halt::Cancelled) => match self.fail(record, cancelled()).await {
+                    Ok(()) => continue,
+                    Err(Halt::Failed(error)) => error,
+                    Err(_) => return Driven::Detached,
+                },
+                Err(Halt::Failed(error)) => error,
+            };
+            tracing::warn!(run = %record.request.run, error = %error.failure().message, "a step of the run failed");
+            match error {
+                EngineError::Journal(_)
+                | EngineError::Unanswered { .. }
+                | EngineError::NotCleared { .. }
+                | EngineError::Broken { .. } => {
+                    return Driven::Broken(error);
+                }
+                error if error.is_lost_connection() => {
+                    // What was done is looked up; a moment for QEMU's process to be seen gone, if it is.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                error => match self.fail(record, error.failure()).await {
+                    Ok(()) => {}
+                    Err(Halt::Failed(error)) => return Driven::Broken(error),
+                    Err(_) => return Driven::Detached,
+                },
+            }
+        }
+    }
+
+    /// One step: looks, asks the table, does what it says.
+    async fn advance(&mut self, record: &mut Record) -> Done<Option<Driven>> {
+        if matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. }) {
+            self.check()?;
+        }
+        if self.own {
+            self.state.follow_record(record);
+        }
+        if self.fresh && record.state == State::Intent {
+            self.fresh = false;
+            self.phase(Phase::Preparing);
+            self.prepare(record).await?;
+            return Ok(None);
+        }
+        let found = self.look(record).await?;
+        let next = next(record, &found);
+        tracing::debug!(run = %record.request.run, attempt = %record.attempt, ?next, "next step");
+        if next != Next::AwaitQemu {
+            self.silent_since = None;
+        }
+        match next {
+            Next::CleanUp => {
+                self.clean_up(record).await?;
+                return Ok(Some(Driven::Complete));
+            }
+            Next::Commit => self.commit(record).await?,
+            Next::Undo => return self.end_failed(record).await.map(Some),
+            Next::StartOver => return self.start_over(record).await.map(|()| Some(Driven::StartOver)),
+            Next::Fence => {
+                self.fence(record).await?;
+                self.fenced = 1;
+            }
+            Next::LookAgain => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                self.fenced += 1;
+            }
+            Next::Adopt => {
+                if let State::Sending { at } = record.state {
+                    self.set_state(record, State::Running { at }).await?;
+                }
+            }
+            Next::Follow => self.follow(record).await?,
+            Next::Flush => self.flush(record).await?,
+            Next::Fail(failure) => self.fail(record, failure).await?,
+            Next::AwaitQemu => self.await_qemu(record).await?,
+        }
+        Ok(None)
+    }
+
+    /// Whether somebody wants the run to stop.
+    fn check(&self) -> Done<()> {
+        if self.control.detach.is_cancelled() {
+            return Err(Halt::Detached);
+        }
+        if self.control.cancel.is_cancelled() {
+            return Err(Halt::Cancelled);
+        }
+        Ok(())
+    }
+
+    /// Writes down why the attempt is undone, as the first thing of every failure.
+    async fn fail(&mut self, record: &mut Record, failure: Failure) -> Done<()> {
+        self.set_state(record, State::Failing(failure)).await
+    }
+
+    /// Makes `state` durable; only then it holds.
+    async fn set_state(&mut self, record: &mut Record, state: State) -> Done<()> {
+        let new = Record { state, ..record.clone() };
+        self.save(&new).await?;
+        *record = new;
+        if self.own {
+            self.state.follow_record(record);
+            self.publish();
+        }
+        Ok(())
+    }
+
+    fn now(&self) -> jiff::Timestamp {
+        (self.engine.settings.clock)()
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        if self.own {
+            self.state.phase = phase;
+            self.say("", "");
+        }
+    }
+
+    /// Says something about a run that goes on.
+    fn say(&mut self, reason: &str, message: &str) {
+        if self.own {
+            self.state.reason = reason.to_owned();
+            self.state.message = message.to_owned();
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        if self.own {
+            self.control.state.send_if_modified(|shown| {
+                let changed = *shown != self.state;
+                if changed {
+                    shown.clone_from(&self.state);
+                }
+                changed
+            });
+        }
+    }
+
+    /// Ends the run with its point.
+    fn completed(&mut self, point: CommittedPoint) {
+        let now = self.now();
+        self.state.complete(point, now);
+    }
+}

@@ -1,0 +1,289 @@
+//! From the request to the instant: look at guest and repository, tidy up what others left, write down the intent,
+//! make targets, send the transaction.
+
+use std::{collections::BTreeSet, os::fd::AsFd, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::{Done, EngineError, Halt, Run};
+use crate::{
+    engine::{
+        choose::choose,
+        graph::{DiskFacts, GuestFacts, PowerState, inspect},
+        journal::{Record, RecordDisk, State},
+        orphans,
+        plan::{self, Step},
+        progress::Phase,
+        request::BackupRequest,
+        sentinel, space,
+    },
+    ids::{AttemptId, BitmapName, LineageId, PointId},
+    qmp::{
+        Client,
+        command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, Transaction},
+    },
+    repo::{PartialPoint, RepoError, Repository, Scan, Space},
+};
+
+/// Milliseconds after which a folder without a manifest that no journal of this host knows is nobody's any more. Until
+/// then it may be a finished copy of another host's agent, which commits it when it is back.
+const ABANDONED_MS: u64 = 7 * 24 * 3600 * 1000;
+
+impl Run<'_> {
+    /// Everything up to the first state of the journal. Nothing is left behind when it fails.
+    pub(super) async fn begin(&mut self, request: &BackupRequest, attempts: u32, started: Timestamp) -> Done<Record> {
+        self.check()?;
+        self.state.attempts = attempts;
+        self.phase(Phase::Preparing);
+        let client = self.client().await?;
+        let guest = inspect(&client).await?;
+        let (space, scan) = self.look_at_repository(request).await?;
+        let path = &request.repository.path;
+        if !space.local {
+            return Err(EngineError::TargetUnsafe { path: path.clone() }.into());
+        }
+        if !space.writable {
+            return Err(EngineError::ReadOnly { path: path.clone() }.into());
+        }
+        let points: Vec<_> = scan.points.iter().map(|point| point.manifest.point()).collect();
+        let chosen = choose(request, &guest, &points).map_err(EngineError::Refused)?;
+        let disks: Vec<_> = chosen
+            .into_iter()
+            .map(|disk| RecordDisk {
+                bound: space::upper_bound(disk.virtual_size),
+                top: top_of(&guest, &disk.node),
+                name: disk.name,
+                node: disk.node,
+                lineage: LineageId::from_random(rand::random()),
+                virtual_size: disk.virtual_size,
+                persistent: disk.persistent,
+                choice: disk.choice,
+                copied: None,
+            })
+            .collect();
+        let reserve = self.engine.settings.reserve_bytes;
+        if let Some(missing) = space::missing(disks.iter().map(|disk| disk.bound), reserve, space.available) {
+            return Err(EngineError::NoSpace {
+                path: path.clone(),
+                available: space.available,
+                needed: space.available.saturating_add(missing),
+                missing,
+            }
+            .into());
+        }
+        self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
+        let newest = newest(&scan);
+        let now_ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
+        let record = Record {
+            format: Record::FORMAT,
+            state: State::Intent,
+            request: request.clone(),
+            started,
+            attempts,
+            attempt: AttemptId::from_random(rand::random()),
+            point: PointId::new(now_ms, newest.as_ref(), rand::random()),
+            process: client.process().cloned(),
+            qemu: guest.version.to_string(),
+            guest_was_well: guest.power_state != PowerState::IoError,
+            disks,
+            block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
+        };
+        self.check()?;
+        self.save(&record).await?;
+        Ok(record)
+    }
+
+    async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {
+        let store = self.store(request).await?;
+        let guest = request.guest.clone();
+        self.blocking("scan", "Reading the repository", move || {
+            store.repository.check_namespace(&guest.uuid, &guest.namespace)?;
+            Ok((store.repository.space()?, store.repository.scan(&guest.uuid)?))
+        })
+        .await
+    }
+
+    /// Removes bitmaps of ours that are of no use any more, and folders that were given up long ago.
+    async fn remove_leftovers(
+        &mut self,
+        client: &Client,
+        request: &BackupRequest,
+        disks: &[DiskFacts],
+        scan: &Scan,
+    ) -> Done<()> {
+        let guest = request.guest.uuid.clone();
+        // What this guest's record holds was undone before a new attempt begins.
+        let in_flight: BTreeSet<_> = self
+            .journal(|journal| journal.all())
+            .await?
+            .into_iter()
+            .filter(|record| record.request.guest.uuid != guest)
+            .map(|record| record.point)
+            .collect();
+        let committed = self.committed(request, disks, scan).await?;
+        for bitmap in orphans::at_start(disks, &request.repository.id, &committed, &in_flight) {
+            tracing::info!(node = %bitmap.node, name = %bitmap.name, "removing a bitmap that is of no use any more");
+            let (act, bitmap) = (format!("Removing bitmap {}", bitmap.name), BlockDirtyBitmapRemove(bitmap));
+            match self.execute(client, &act, &bitmap).await {
+                Err(Halt::Failed(error)) if !error.is_lost_connection() => {
+                    // It harms nothing: its name is never used again.
+                    tracing::warn!(error = %error.failure().message, "a bitmap that nobody needs stays");
+                }
+                done => {
+                    done?;
+                }
+            }
+        }
+        let now = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
+        let abandoned: Vec<_> = scan
+            .partial
+            .iter()
+            .filter(|point| !in_flight.contains(point) && point.unix_ms() + ABANDONED_MS < now)
+            .cloned()
+            .collect();
+        if abandoned.is_empty() {
+            return Ok(());
+        }
+        let store = self.store(request).await?;
+        self.blocking("discard", "Removing files that were given up", move || {
+            for point in abandoned {
+                if let Some(partial) = store.repository.partial_point(&guest, &point)? {
+                    partial.discard()?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// The points, among those that bitmaps on the disks continue, that are in the repository: whole or not readable
+    /// now, of this guest or of another one that the disk was moved from.
+    async fn committed(
+        &mut self,
+        request: &BackupRequest,
+        disks: &[DiskFacts],
+        scan: &Scan,
+    ) -> Done<BTreeSet<PointId>> {
+        let mut committed: BTreeSet<_> =
+            scan.points.iter().map(|point| point.manifest.identity.point.clone()).collect();
+        committed.extend(scan.findings.iter().filter_map(|finding| finding.point.clone()));
+        let unknown: BTreeSet<_> = disks
+            .iter()
+            .flat_map(|disk| &disk.bitmaps)
+            .filter_map(|bitmap| bitmap.name.parse::<BitmapName>().ok())
+            .filter(|name| name.is_of(&request.repository.id) && !committed.contains(&name.point))
+            .map(|name| name.point)
+            .collect();
+        if unknown.is_empty() {
+            return Ok(committed);
+        }
+        let store = self.store(request).await?;
+        let found = self
+            .blocking("scan", "Reading the repository", move || {
+                let mut found = Vec::new();
+                for guest in store.repository.guests()? {
+                    for point in &unknown {
+                        match store.repository.point(&guest, point) {
+                            Ok(None) => {}
+                            Ok(Some(_)) | Err(RepoError::Manifest { .. } | RepoError::ManifestMismatch { .. }) => {
+                                found.push(point.clone());
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+                Ok(found)
+            })
+            .await?;
+        committed.extend(found);
+        Ok(committed)
+    }
+
+    /// From `intent` to `running`: the plan's steps.
+    pub(super) async fn prepare(&mut self, record: &mut Record) -> Done<()> {
+        let mut partial = None;
+        for step in plan::steps(record) {
+            self.check()?;
+            match step {
+                Step::CreatePoint => {
+                    let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+                    let made = self
+                        .repository(record, "create", move |repository| repository.create_point(&guest, &point))
+                        .await?;
+                    partial = Some(Arc::new(made));
+                }
+                Step::CreateDisk { disk, virtual_size, bound } => {
+                    let partial = self.partial(record, &mut partial).await?;
+                    self.repository(record, "disk", move |_| partial.create_disk(&disk, virtual_size, bound)).await?;
+                }
+                Step::OpenTarget { disk, node, opaque } => {
+                    let partial = self.partial(record, &mut partial).await?;
+                    let name = disk.clone();
+                    let fd = self.repository(record, "disk", move |_| partial.open_disk(&name)).await?;
+                    let client = self.client().await?;
+                    let set = self.pass(&client, fd, opaque).await?;
+                    let options = plan::target_options(&node, set.fdset_id);
+                    let act = format!("Opening the target of disk {disk} in QEMU");
+                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                }
+                Step::OpenSentinelSource { disk, virtual_size, node, opaque } => {
+                    let fd = sentinel::open_source(virtual_size)
+                        .map_err(|source| EngineError::Sentinel { disk: disk.clone(), source })?;
+                    let client = self.client().await?;
+                    let set = self.pass(&client, fd, opaque).await?;
+                    let options = plan::sentinel_options(&node, set.fdset_id);
+                    let act = format!("Opening the sentinel of disk {disk} in QEMU");
+                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                }
+                Step::Send { actions } => {
+                    let client = self.client().await?;
+                    let at = self.now();
+                    self.sent_on = Some(client.clone());
+                    self.set_state(record, State::Sending { at }).await?;
+                    self.execute(&client, "Starting the copy", &Transaction { actions }).await?;
+                    self.set_state(record, State::Running { at }).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a descriptor to QEMU, in a set of its own.
+    async fn pass(&self, client: &Client, fd: impl AsFd, opaque: String) -> Done<AddedFd> {
+        use crate::{engine::gate::Passage, qmp::Command};
+        self.engine.gates.pass(Passage::Sending(AddFd::NAME)).await;
+        let command = AddFd { fdset_id: None, opaque: Some(opaque) };
+        let reply = client.execute_with_fd(&command, fd.as_fd()).await;
+        self.engine.gates.pass(Passage::Replied(AddFd::NAME)).await;
+        let act = "Passing a file to QEMU".to_owned();
+        Ok(reply.map_err(|source| EngineError::Qemu { act, source })?)
+    }
+
+    async fn partial(&mut self, record: &Record, made: &mut Option<Arc<PartialPoint>>) -> Done<Arc<PartialPoint>> {
+        if let Some(partial) = made {
+            return Ok(Arc::clone(partial));
+        }
+        let opened = self.open_partial(record).await?;
+        *made = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// The files of the attempt, which must be there.
+    pub(super) async fn open_partial(&mut self, record: &Record) -> Done<Arc<PartialPoint>> {
+        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+        let found = self
+            .repository(record, "partial", move |repository: &Repository| repository.partial_point(&guest, &point))
+            .await?;
+        Ok(Arc::new(found.ok_or_else(|| EngineError::CopyGone { point: record.point.to_string() })?))
+    }
+}
+
+fn top_of(guest: &GuestFacts, node: &str) -> String {
+    guest.disks.iter().find(|disk| disk.node_name == node).map(|disk| disk.top_node.clone()).unwrap_or_default()
+}
+
+/// The largest id among the guest's points, whole or not.
+fn newest(scan: &Scan) -> Option<PointId> {
+    let whole = scan.points.iter().map(|point| &point.manifest.identity.point);
+    whole.chain(&scan.partial).chain(scan.findings.iter().filter_map(|finding| finding.point.as_ref())).max().cloned()
+}

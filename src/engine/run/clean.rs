@@ -1,0 +1,280 @@
+//! After the end: step 9 after a commit, and the failure path. Nothing of ours stays in QEMU, in the repository or in
+//! the journal; what QEMU does not give up in time stays in the journal, and every later run of the guest tries again.
+
+use std::time::{Duration, Instant};
+
+use super::{Done, Driven, EngineError, Halt, Run};
+use crate::{
+    engine::{
+        error::GUEST_HARMED,
+        graph::inspect,
+        journal::{Failure, Record, State},
+        orphans,
+        plan::{self, Undo},
+        progress::CommittedPoint,
+        recover::Qemu,
+    },
+    qmp::{
+        Client,
+        block::{BlockNode, JobStatus, RunState},
+        command::{BitmapRef, BlockDirtyBitmapRemove, Cont, JobCancel, JobDismiss, QueryStatus},
+    },
+    repo::RepoError,
+};
+
+/// What is to be done in QEMU.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// Step 9.
+    Tidy,
+    /// The failure path; `harmed`: the guest is continued where it stands in `io-error`.
+    Undo { harmed: bool },
+}
+
+/// What became of the part of an attempt that is in QEMU.
+enum Cleared {
+    /// Nothing of it is there.
+    All,
+    /// Something stays, with what to say about it.
+    Stuck(String),
+}
+
+impl Run<'_> {
+    /// Step 9: the point is durable. Jobs are dismissed, bitmaps that nobody needs any more removed.
+    pub(super) async fn clean_up(&mut self, record: &Record) -> Done<()> {
+        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+        let stored = self
+            .repository(record, "point", move |repository| {
+                let found = repository.point(&guest, &point)?;
+                found.ok_or(RepoError::NoSuchPoint { guest, point })
+            })
+            .await?;
+        let cleared = self.clear_within(record, self.engine.patience.clean_up, Work::Tidy).await?;
+        self.completed(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest });
+        self.ended(record, &cleared).await
+    }
+
+    async fn clear(&self, client: &Client, record: &Record, work: Work) -> Done<()> {
+        match work {
+            Work::Tidy => self.tidy(client, record).await,
+            Work::Undo { harmed } => self.undo_in_qemu(client, record, harmed).await,
+        }
+    }
+
+    /// What step 9 does in QEMU.
+    async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
+        self.close_nodes(client, record).await?;
+        self.end_jobs(client, record, false).await?;
+        let guest = inspect(client).await?;
+        let lineages = record.disks.iter().map(|disk| disk.lineage.clone()).collect();
+        let own = record.request.guest.uuid.clone();
+        let in_flight = self
+            .journal(|journal| journal.all())
+            .await?
+            .into_iter()
+            .filter(|record| record.request.guest.uuid != own)
+            .map(|record| record.point)
+            .collect();
+        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &lineages, &in_flight) {
+            let act = format!("Removing bitmap {}", bitmap.name);
+            match self.execute(client, &act, &BlockDirtyBitmapRemove(bitmap)).await {
+                Err(Halt::Failed(error)) if !error.is_lost_connection() => {
+                    // Costs memory and nothing else; the next run tries again.
+                    tracing::warn!(error = %error.failure().message, "a bitmap that nobody needs stays");
+                }
+                done => {
+                    done?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The failure path, and the end of the run.
+    pub(super) async fn end_failed(&mut self, record: &Record) -> Done<Driven> {
+        let State::Failing(failure) = &record.state else { return Ok(Driven::Failed) };
+        let harmed = failure.reason == GUEST_HARMED;
+        let cleared = self.undo(record, harmed).await?;
+        let mut failure = failure.clone();
+        if let Cleared::Stuck(what) = &cleared {
+            failure = Failure {
+                reason: "TargetStuck".to_owned(),
+                message: format!("{what}; the run had failed before: {}", failure.message),
+                retriable: true,
+                cancelled: false,
+            };
+        }
+        let now = self.now();
+        self.state.fail(&failure, now);
+        self.ended(record, &cleared).await?;
+        Ok(Driven::Failed)
+    }
+
+    /// Undoes an attempt that never began, so that a new one may. The journal stays until that one is written over it.
+    pub(super) async fn start_over(&mut self, record: &mut Record) -> Done<()> {
+        match self.undo(record, false).await? {
+            Cleared::All => {
+                self.fenced = 0;
+                self.sent_on = None;
+                Ok(())
+            }
+            Cleared::Stuck(what) => {
+                let failure =
+                    Failure { reason: "TargetStuck".to_owned(), message: what, retriable: true, cancelled: false };
+                self.fail(record, failure).await?;
+                Err(EngineError::NotCleared { run: record.request.run_name.clone() }.into())
+            }
+        }
+    }
+
+    /// Keeps how the run ended; forgets the record if nothing of it is left.
+    async fn ended(&mut self, record: &Record, cleared: &Cleared) -> Done<()> {
+        let (ended, now) = (self.state.clone(), self.now());
+        let guest = record.request.guest.uuid.clone();
+        let forget = matches!(cleared, Cleared::All);
+        if let Cleared::Stuck(what) = cleared {
+            tracing::warn!(run = %record.request.run, "{what}; the guest's next run tries again");
+        }
+        let kept = self
+            .journal(move |journal| {
+                journal.finish(&ended, now)?;
+                if forget { journal.remove(&guest) } else { Ok(()) }
+            })
+            .await;
+        if let Err(Halt::Failed(error)) = kept {
+            // The manifest, or its absence, is the truth; whoever asks again finds it there.
+            tracing::error!(error = %error.failure().message, "how the run ended could not be kept");
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// The plan undone, the last step first.
+    async fn undo(&mut self, record: &Record, harmed: bool) -> Done<Cleared> {
+        let within = self.engine.patience.undo;
+        let cleared = self.clear_within(record, within, Work::Undo { harmed }).await?;
+        if matches!(cleared, Cleared::Stuck(_)) {
+            // QEMU may still write to the files; the journal leads to them.
+            return Ok(cleared);
+        }
+        match self.discard(record).await {
+            Ok(()) => {}
+            Err(Halt::Failed(error)) => {
+                let failure = error.failure();
+                return Ok(Cleared::Stuck(format!("Partial files stay in the repository ({})", failure.message)));
+            }
+            Err(halt) => return Err(halt),
+        }
+        Ok(Cleared::All)
+    }
+
+    async fn discard(&mut self, record: &Record) -> Done<()> {
+        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+        self.repository(record, "discard", move |repository| match repository.partial_point(&guest, &point)? {
+            Some(partial) => partial.discard(),
+            None => Ok(()),
+        })
+        .await
+    }
+
+    /// The part of the plan's undoing that is in QEMU. What is not there was not done, or is undone already.
+    async fn undo_in_qemu(&self, client: &Client, record: &Record, harmed: bool) -> Done<()> {
+        let undos = plan::undo(record);
+        self.end_jobs(client, record, true).await?;
+        let nodes = self.nodes(client).await?;
+        let sets = self.fdsets(client).await?;
+        for undo in undos {
+            match undo {
+                // All of them are ended above, because the first ones' targets may be needed by the last; the files go
+                // once QEMU has let go of them.
+                Undo::EndJob { .. } | Undo::DiscardPoint => {}
+                Undo::RemoveBitmap { name } => {
+                    let has = |node: &&BlockNode| {
+                        node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name.as_str()))
+                    };
+                    // Below somebody's snapshot it cannot be removed: a later run does, once the layer is active again.
+                    for node in nodes.iter().filter(has).filter(|node| !node.ro) {
+                        let (act, node) = (format!("Removing bitmap {name}"), node.node_name.clone());
+                        let remove = BlockDirtyBitmapRemove(BitmapRef { node, name: name.clone() });
+                        self.execute(client, &act, &remove).await?;
+                    }
+                }
+                Undo::CloseNode { node } => self.close_node(client, &nodes, &node).await?,
+                Undo::RemoveFds { opaque } => self.give_up_fds(client, &sets, |word| word == opaque).await?,
+            }
+        }
+        if harmed {
+            let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
+            if status.status == RunState::IoError {
+                self.execute(client, "Continuing the guest", &Cont {}).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Dismisses the attempt's jobs; before that, with `cancel`, ends those that are not concluded.
+    async fn end_jobs(&self, client: &Client, record: &Record, cancel: bool) -> Done<()> {
+        let until = Instant::now() + self.engine.patience.undo;
+        let mut asked = Vec::new();
+        loop {
+            let mut left = None;
+            for job in self.jobs(client).await? {
+                if !record.disks.iter().any(|disk| record.job(disk).to_string() == job.id) {
+                    continue;
+                }
+                let id = job.id.clone();
+                if job.status == JobStatus::Concluded {
+                    self.lenient(client, "Dismissing a job", &JobDismiss { id }).await?;
+                } else if cancel {
+                    if !asked.contains(&job.id) {
+                        self.lenient(client, "Cancelling a job", &JobCancel { id }).await?;
+                        asked.push(job.id.clone());
+                    }
+                    left = Some(job.id);
+                }
+            }
+            let Some(left) = left else { return Ok(()) };
+            if Instant::now() > until {
+                return Err(EngineError::JobStuck { job: left }.into());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends a command whose refusal says that it is not needed any more.
+    async fn lenient<C: crate::qmp::Command>(&self, client: &Client, act: &str, command: &C) -> Done<()> {
+        match self.execute(client, act, command).await {
+            Err(Halt::Failed(error)) if !error.is_lost_connection() => {
+                tracing::debug!(error = %error.failure().message, "not needed any more");
+                Ok(())
+            }
+            done => done.map(drop),
+        }
+    }
+
+    /// Does the work in the record's QEMU, again after a lost connection, for as long as `within`. A QEMU that is gone
+    /// has nothing of ours.
+    async fn clear_within(&self, record: &Record, within: Duration, work: Work) -> Done<Cleared> {
+        let until = Instant::now() + within;
+        loop {
+            let problem = match self.same_qemu(record).await {
+                Err(Qemu::Gone) => return Ok(Cleared::All),
+                Err(Qemu::Unreachable | Qemu::There(_)) => "QEMU does not answer".to_owned(),
+                Ok(client) => match self.clear(&client, record, work).await {
+                    Ok(()) => return Ok(Cleared::All),
+                    Err(Halt::Failed(error)) if error.is_lost_connection() => error.failure().message,
+                    Err(Halt::Failed(error @ EngineError::Journal(_))) => return Err(error.into()),
+                    Err(Halt::Failed(error)) => return Ok(Cleared::Stuck(error.failure().message)),
+                    Err(halt) => return Err(halt),
+                },
+            };
+            if Instant::now() > until {
+                return Ok(Cleared::Stuck(format!("{problem}: what it holds of the run is removed when it does")));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = self.control.detach.cancelled() => return Err(Halt::Detached),
+            }
+        }
+    }
+}

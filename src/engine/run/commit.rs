@@ -1,0 +1,166 @@
+//! Step 8: everything is copied, flushed and synced. Is it all there, then check, digests, manifest. Needs no QEMU. A
+//! repository that is full or does not answer is tried again for a while: what was copied is worth waiting for.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Done, EngineError, Halt, Run};
+use crate::{
+    engine::{
+        journal::{Record, RecordDisk},
+        progress::Phase,
+        space::CLUSTER,
+    },
+    repo::{
+        Manifest, PartialPoint, SealedDisk,
+        manifest::{
+            Consistency, Definition, DiskIdentity, FORMAT, GuestIdentity, Identity, PointType, PolicyIdentity, Storage,
+            StoredDisk, Versions,
+        },
+    },
+    retry::Retry,
+};
+
+impl Run<'_> {
+    /// Commits the point, or says why it cannot be.
+    pub(super) async fn commit(&mut self, record: &Record) -> Done<()> {
+        self.phase(Phase::Finishing);
+        let until = Instant::now() + self.engine.patience.commit;
+        loop {
+            let error = match self.detachable_commit(record).await {
+                Err(Halt::Failed(error)) => error,
+                done => return done,
+            };
+            let transient = matches!(error, EngineError::Repository { .. }) && error.retry() != Retry::OnChange;
+            if !transient || Instant::now() >= until {
+                return Err(error.into());
+            }
+            let failure = error.failure();
+            tracing::warn!(run = %record.request.run, error = %failure.message, "committing is tried again");
+            self.say(&failure.reason, &format!("{}; it is tried again", failure.message));
+            // Opened anew: the file system may have been mounted again.
+            self.store = None;
+            tokio::select! {
+                () = tokio::time::sleep(self.engine.patience.commit_pause) => {}
+                () = self.control.detach.cancelled() => return Err(Halt::Detached),
+            }
+        }
+    }
+
+    /// Digests of a large disk take minutes: whoever wants to let go does not wait for them.
+    async fn detachable_commit(&mut self, record: &Record) -> Done<()> {
+        let detach = self.control.detach.clone();
+        tokio::select! {
+            done = self.try_commit(record) => done,
+            () = detach.cancelled() => Err(Halt::Detached),
+        }
+    }
+
+    async fn try_commit(&mut self, record: &Record) -> Done<()> {
+        let partial = self.open_partial(record).await?;
+        let mut sealed = Vec::new();
+        for disk in &record.disks {
+            let found = self.seal(record, &partial, disk).await?;
+            let expected = disk.copied.unwrap_or(0).div_ceil(CLUSTER);
+            if found.clusters() != expected {
+                let found = found.clusters();
+                return Err(EngineError::CopyIncomplete { disk: disk.name.clone(), found, expected }.into());
+            }
+            sealed.push(found);
+        }
+        let record_there = record.clone();
+        self.repository(record, "commit", move |repository| {
+            let sequence = repository.next_sequence(&record_there.request.guest.uuid)?;
+            partial.commit(&manifest(&record_there, sequence, &sealed))
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn seal(&mut self, record: &Record, partial: &Arc<PartialPoint>, disk: &RecordDisk) -> Done<SealedDisk> {
+        let (partial, name) = (Arc::clone(partial), disk.name.clone());
+        let shown = self.own.then(|| self.control.state.clone());
+        let mut said = Instant::now();
+        self.repository(record, "seal", move |_| {
+            partial.seal_disk(&name, &mut |bytes| {
+                // At most once a second: nobody reads faster.
+                if let Some(shown) = &shown
+                    && said.elapsed() >= Duration::from_secs(1)
+                {
+                    said = Instant::now();
+                    shown.send_modify(|state| state.message = format!("Disk {name}: {bytes} bytes checked"));
+                }
+            })
+        })
+        .await
+    }
+}
+
+/// The manifest of an attempt whose disks are sealed.
+fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk]) -> Manifest {
+    let request = &record.request;
+    let other = serde_json::Map::new;
+    let pairs = || record.disks.iter().zip(sealed);
+    Manifest {
+        format: FORMAT,
+        identity: Identity {
+            repository: request.repository.id.clone(),
+            point: record.point.clone(),
+            sequence,
+            guest: GuestIdentity {
+                uuid: request.guest.uuid.clone(),
+                name: request.guest.name.clone(),
+                namespace: request.guest.namespace.clone(),
+                other: other(),
+            },
+            policy: request.policy.as_ref().map(|policy| PolicyIdentity {
+                name: policy.name.clone(),
+                uid: policy.uid.clone(),
+                other: other(),
+            }),
+            run: request.run.clone(),
+            attempt: record.attempt.to_string(),
+            checkpoint_time: record.checkpoint_time().unwrap_or(record.started),
+            consistency: Consistency::Crash,
+            kind: PointType::Full,
+            disks: pairs()
+                .map(|(disk, sealed)| DiskIdentity {
+                    name: disk.name.clone(),
+                    lineage: disk.lineage.clone(),
+                    virtual_size: disk.virtual_size,
+                    kind: PointType::Full,
+                    type_reason: disk.choice.reason.as_str().to_owned(),
+                    table_digest: sealed.table_digest.clone(),
+                    parent: None,
+                    other: other(),
+                })
+                .collect(),
+            other: other(),
+        },
+        storage: Storage {
+            disks: pairs()
+                .map(|(disk, sealed)| StoredDisk {
+                    name: disk.name.clone(),
+                    file: sealed.file.clone(),
+                    format: "qcow2".to_owned(),
+                    bytes: sealed.bytes,
+                    table: sealed.table.clone(),
+                    generation: sealed.generation,
+                    table_digest: sealed.table_digest.clone(),
+                    parent: None,
+                    other: other(),
+                })
+                .collect(),
+            other: other(),
+        },
+        definition: Definition { block_graph: Some(record.block_graph.clone()), command_line: None, other: other() },
+        versions: Versions {
+            driftline: env!("CARGO_PKG_VERSION").to_owned(),
+            qemu: record.qemu.clone(),
+            other: other(),
+        },
+        other: other(),
+    }
+}

@@ -1,0 +1,205 @@
+//! While QEMU copies: events wake, `query-jobs` decides, each second is looked anyway. Then, with every job ended
+//! without error, the flush: each target is closed, and the reply to that is what makes its data whole (a QEMU that is
+//! killed before leaves a file that is empty inside and that `qemu-img check` calls clean; measured).
+
+use std::{fs::File, time::Duration};
+
+use super::{Done, EngineError, Halt, Run};
+use crate::{
+    engine::{
+        journal::{Record, State},
+        progress::Phase,
+        recover::{Found, Next, Qemu, next},
+    },
+    ids::NodeRole,
+    qmp::{
+        Client, Event, ExecuteError,
+        block::{BlockNode, FdSet, RunState},
+        command::{
+            BlockdevDel, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes, QueryStatus, RemoveFd,
+        },
+    },
+};
+
+/// The pause between two looks when nothing wakes.
+const POLL: Duration = Duration::from_secs(1);
+
+impl Run<'_> {
+    /// Follows the jobs until the table says something else than `Follow`.
+    pub(super) async fn follow(&mut self, record: &Record) -> Done<()> {
+        self.phase(Phase::Copying);
+        let client = self.client().await?;
+        let mut events = client.events();
+        loop {
+            let jobs = self.jobs(&client).await?;
+            let block_jobs = self.execute(&client, "Asking QEMU for its jobs", &QueryBlockJobs {}).await?;
+            if self.own {
+                self.state.follow_jobs(&jobs, &block_jobs);
+                self.publish();
+            }
+            let found = Found { manifest: false, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
+            if next(record, &found) != Next::Follow {
+                return Ok(());
+            }
+            self.check_harm(&client, record).await?;
+            let deadline = tokio::time::Instant::now() + POLL;
+            loop {
+                tokio::select! {
+                    event = events.recv() => match event {
+                        Ok(event) => {
+                            if let Some(error) = harm(&event, record) {
+                                return Err(error.into());
+                            }
+                            if wakes(&event) {
+                                break;
+                            }
+                        }
+                        // Missed some, or the connection is gone: look.
+                        Err(_) => break,
+                    },
+                    () = tokio::time::sleep_until(deadline) => break,
+                    () = client.closed() => return Ok(()),
+                    () = self.control.detach.cancelled() => return Err(Halt::Detached),
+                    () = self.control.cancel.cancelled() => return Err(Halt::Cancelled),
+                }
+            }
+        }
+    }
+
+    /// A copy without fleecing can make the guest's own writes fail, while its job goes on as `running` without an
+    /// error; and a migration that starts would fail at its very end because of the job (measured).
+    async fn check_harm(&self, client: &Client, record: &Record) -> Done<()> {
+        let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
+        match status.status {
+            RunState::IoError if record.guest_was_well => {
+                let (disk, detail) = ("of the run".to_owned(), "the guest was stopped by it".to_owned());
+                return Err(EngineError::GuestHarmed { disk, detail }.into());
+            }
+            RunState::FinishMigrate | RunState::Postmigrate | RunState::Inmigrate => {
+                return Err(EngineError::MigrationStarted { status: format!("{:?}", status.status) }.into());
+            }
+            _ => {}
+        }
+        let migration = self.execute(client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
+        match migration.status {
+            Some(status) if is_migrating(&status) => Err(EngineError::MigrationStarted { status }.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Step 7: closes the targets, gives up the descriptors, syncs the files, and only then `copied`.
+    pub(super) async fn flush(&mut self, record: &mut Record) -> Done<()> {
+        let client = self.client().await?;
+        let jobs = self.jobs(&client).await?;
+        if self.own {
+            self.state.follow_jobs(&jobs, &[]);
+        }
+        let mut copied = record.clone();
+        for disk in &mut copied.disks {
+            let id = record.job(disk).to_string();
+            let Some(job) = jobs.iter().find(|job| job.id == id) else { return Ok(()) };
+            disk.copied = Some(job.total_progress);
+        }
+        self.close_nodes(&client, record).await?;
+        self.phase(Phase::Finishing);
+        let partial = self.open_partial(record).await?;
+        for disk in &record.disks {
+            let (partial, name) = (partial.clone(), disk.name.clone());
+            let synced = self
+                .repository(record, "sync", move |_| {
+                    let file = File::from(partial.open_disk(&name)?);
+                    Ok(file.sync_all())
+                })
+                .await?;
+            synced.map_err(|source| EngineError::Sync { disk: disk.name.clone(), source })?;
+        }
+        if let State::Running { at } = record.state {
+            self.set_state(&mut copied, State::Copied { at }).await?;
+            *record = copied;
+        }
+        Ok(())
+    }
+
+    /// Closes the attempt's nodes, targets first, and gives up its descriptors.
+    pub(super) async fn close_nodes(&self, client: &Client, record: &Record) -> Done<()> {
+        let nodes = self.nodes(client).await?;
+        for role in [NodeRole::Target, NodeRole::SentinelSource] {
+            for index in 0..record.disks.len() {
+                self.close_node(client, &nodes, &record.node(index, role)).await?;
+            }
+        }
+        let sets = self.fdsets(client).await?;
+        self.give_up_fds(client, &sets, |word| record.owns_fdset(word)).await
+    }
+
+    pub(super) async fn nodes(&self, client: &Client) -> Done<Vec<BlockNode>> {
+        self.execute(client, "Asking QEMU for its nodes", &QueryNamedBlockNodes { flat: true }).await
+    }
+
+    pub(super) async fn fdsets(&self, client: &Client) -> Done<Vec<FdSet>> {
+        self.execute(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await
+    }
+
+    /// Closes a node, if it is among `nodes`. One that is gone already was closed: QEMU takes it off its list and
+    /// closes it without answering anybody in between.
+    pub(super) async fn close_node(&self, client: &Client, nodes: &[BlockNode], name: &str) -> Done<()> {
+        if !nodes.iter().any(|node| node.node_name == name) {
+            return Ok(());
+        }
+        let (act, node_name) = (format!("Closing node {name}"), name.to_owned());
+        match self.execute(client, &act, &BlockdevDel { node_name }).await {
+            Err(Halt::Failed(EngineError::Qemu { source, .. })) if is_unknown(&source) => Ok(()),
+            done => done.map(drop),
+        }
+    }
+
+    /// Gives up the sets, among `sets`, whose word is ours. QEMU 10.0 keeps them even when the client is gone.
+    pub(super) async fn give_up_fds(&self, client: &Client, sets: &[FdSet], ours: impl Fn(&str) -> bool) -> Done<()> {
+        for set in sets {
+            if !set.fds.iter().any(|fd| fd.opaque.as_deref().is_some_and(&ours)) {
+                continue;
+            }
+            match self.execute(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await {
+                // It went with its node.
+                Err(Halt::Failed(EngineError::Qemu { source: ExecuteError::Qemu { .. }, .. })) => {}
+                done => {
+                    done?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether QEMU refused because there is no such node.
+fn is_unknown(error: &ExecuteError) -> bool {
+    error.is_qemu("Failed to find node") || error.is_qemu("Cannot find device")
+}
+
+fn is_migrating(status: &str) -> bool {
+    !matches!(status, "none" | "completed" | "failed" | "cancelled")
+}
+
+/// Events after which it is worth to look at once.
+fn wakes(event: &Event) -> bool {
+    event.name.starts_with("JOB_")
+        || event.name.starts_with("BLOCK_JOB_")
+        || event.name == "STOP"
+        || event.name == "MIGRATION"
+}
+
+/// A failed write of the guest to a disk of the run.
+fn harm(event: &Event, record: &Record) -> Option<EngineError> {
+    if event.name != "BLOCK_IO_ERROR" || event.text("operation") != Some("write") {
+        return None;
+    }
+    let node = event.text("node-name")?;
+    let disk = record
+        .disks
+        .iter()
+        .enumerate()
+        .find(|(index, disk)| node == disk.node || node == disk.top || node == record.filter(*index));
+    let (_, disk) = disk?;
+    let detail = event.text("reason").unwrap_or("no reason given").to_owned();
+    Some(EngineError::GuestHarmed { disk: disk.name.to_string(), detail })
+}

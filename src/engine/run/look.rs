@@ -1,0 +1,112 @@
+//! What a run finds: the manifest in the repository, its jobs in QEMU, or a QEMU that is gone or silent; and the fence
+//! against a transaction that may still be queued.
+
+use std::time::{Duration, Instant};
+
+use super::{Done, EngineError, Halt, Run};
+use crate::{
+    engine::{
+        journal::{Record, State},
+        recover::{Found, Qemu},
+    },
+    ids::NodeRole,
+    qmp::{
+        Client, ExecuteError,
+        block::JobInfo,
+        command::{BlockdevDel, QueryJobs},
+    },
+};
+
+impl Run<'_> {
+    /// What there is beside the journal.
+    pub(super) async fn look(&mut self, record: &Record) -> Done<Found> {
+        // Before `copied` was written there can be no manifest, and afterwards QEMU is not needed for the commit.
+        let (manifest, qemu) = match record.state {
+            State::Copied { .. } => (self.has_manifest(record).await, Qemu::Unreachable),
+            State::Failing(_) => (self.has_manifest(record).await, Qemu::Unreachable),
+            State::Intent | State::Sending { .. } | State::Running { .. } => (false, self.qemu(record).await?),
+        };
+        let same_connection = self.sent_on.as_ref().is_some_and(|client| !client.is_closed());
+        Ok(Found { manifest, qemu, fenced: self.fenced, same_connection })
+    }
+
+    /// A repository that cannot be read now shows no manifest; committing and discarding look again.
+    pub(super) async fn has_manifest(&mut self, record: &Record) -> bool {
+        let point = record.point.clone();
+        let guest = record.request.guest.uuid.clone();
+        let found = self.repository(record, "point", move |repository| repository.point(&guest, &point)).await;
+        matches!(found, Ok(Some(_)))
+    }
+
+    pub(super) async fn qemu(&mut self, record: &Record) -> Done<Qemu> {
+        Ok(match self.same_qemu(record).await {
+            Ok(client) => match self.jobs(&client).await {
+                Ok(jobs) => Qemu::There(jobs),
+                Err(Halt::Failed(error)) if error.is_lost_connection() => Qemu::Unreachable,
+                Err(halt) => return Err(halt),
+            },
+            Err(qemu) => qemu,
+        })
+    }
+
+    /// A client of the very QEMU that the record is about; else whether that one is gone or only silent.
+    pub(super) async fn same_qemu(&self, record: &Record) -> Result<Client, Qemu> {
+        let client = self.monitor.client().await;
+        let is_gone = || record.process.as_ref().is_some_and(|process| !process.is_alive());
+        match client {
+            Ok(client) => match (&record.process, client.process()) {
+                (Some(then), Some(now)) if then != now => Err(if is_gone() { Qemu::Gone } else { Qemu::Unreachable }),
+                _ => Ok(client),
+            },
+            Err(error) => {
+                tracing::debug!(%error, "the guest's monitor cannot be used");
+                Err(if is_gone() { Qemu::Gone } else { Qemu::Unreachable })
+            }
+        }
+    }
+
+    pub(super) async fn jobs(&self, client: &Client) -> Done<Vec<JobInfo>> {
+        self.execute(client, "Asking QEMU for its jobs", &QueryJobs {}).await
+    }
+
+    /// Deletes the target nodes: a transaction that is still queued somewhere fails then. Nodes that a job uses refuse.
+    pub(super) async fn fence(&self, record: &Record) -> Done<()> {
+        let Ok(client) = self.same_qemu(record).await else { return Ok(()) };
+        for index in 0..record.disks.len() {
+            let node_name = record.node(index, NodeRole::Target);
+            match self.execute(&client, "Closing a target", &BlockdevDel { node_name }).await {
+                Ok(_) => {}
+                Err(Halt::Failed(EngineError::Qemu { source, act })) => match source {
+                    ExecuteError::Qemu { description, .. } => {
+                        tracing::debug!(%description, "a target stays open");
+                    }
+                    source => return Err(EngineError::Qemu { act, source }.into()),
+                },
+                Err(halt) => return Err(halt),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn await_qemu(&mut self, record: &Record) -> Done<()> {
+        let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let patience = match (&record.state, &record.process) {
+            (State::Intent, _) => Some(self.engine.patience.silent_start),
+            (_, None) => Some(self.engine.patience.silent_unseen),
+            // The process lives, and its jobs with it.
+            (_, Some(_)) => None,
+        };
+        if patience.is_some_and(|patience| since.elapsed() > patience) {
+            return Err(EngineError::Unanswered { address: self.monitor.address().to_string() }.into());
+        }
+        if since.elapsed() > Duration::from_secs(2) {
+            self.say("MonitorUnanswered", "Waits for QEMU to answer; what it copies goes on meanwhile");
+        }
+        let pause = (since.elapsed() / 4).clamp(Duration::from_millis(100), Duration::from_secs(2));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = self.control.detach.cancelled() => Err(Halt::Detached),
+            () = self.control.cancel.cancelled() => Err(Halt::Cancelled),
+        }
+    }
+}

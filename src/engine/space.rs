@@ -1,0 +1,58 @@
+//! How much a backup can take at most. Pure. Without fleecing a full target makes the guest's own writes fail, so the
+//! most that can be needed is known, and allocated, before a run starts.
+
+/// Cluster size of every stored image in bytes.
+pub const CLUSTER: u64 = 65536;
+
+/// The most bytes that the qcow2 file of a disk of `virtual_size` bytes can take: all of its clusters and the metadata
+/// that leads to them.
+///
+/// Allocated sizes are no help: a file system that compresses says less than is read, sixteen blocks of 4 KiB can
+/// spread over sixteen clusters, and one cluster of a compressed qcow2 becomes many.
+pub fn upper_bound(virtual_size: u64) -> u64 {
+    let clusters = virtual_size.div_ceil(CLUSTER);
+    let l2_tables = clusters.div_ceil(CLUSTER / 8);
+    let l1_clusters = (l2_tables * 8).div_ceil(CLUSTER);
+    // 16 bits for each cluster, and QEMU may move the refcount table once it grows: the old one stays until then.
+    let counted = clusters + l2_tables + l1_clusters + 1;
+    let refcount_blocks = counted.div_ceil(CLUSTER / 2) + 1;
+    let refcount_tables = 2 * (refcount_blocks * 8).div_ceil(CLUSTER);
+    (counted + refcount_blocks + refcount_tables) * CLUSTER
+}
+
+/// What is wrong with the space there is, if anything: the bytes missing.
+pub fn missing(bounds: impl Iterator<Item = u64>, reserve: u64, available: u64) -> Option<u64> {
+    let needed = bounds.fold(reserve, u64::saturating_add);
+    needed.checked_sub(available).filter(|missing| *missing > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_never_below_what_qemu_needs_for_a_full_image() {
+        let dir = tempfile::tempdir().unwrap();
+        for size in [512u64, 65536, 10_000_384, 1 << 30, (1 << 30) + 512] {
+            let path = dir.path().join("full.qcow2");
+            let made = std::process::Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=65536,preallocation=falloc"])
+                .arg(&path)
+                .arg(size.to_string())
+                .status()
+                .unwrap();
+            assert!(made.success());
+            let needed = std::fs::metadata(&path).unwrap().len();
+            let bound = upper_bound(size);
+            assert!(bound >= needed, "{size}: {bound} < {needed}");
+            assert!(bound <= needed + needed / 50 + 8 * CLUSTER, "{size}: {bound} is far above {needed}");
+        }
+    }
+
+    #[test]
+    fn missing_bytes_are_counted_with_the_reserve() {
+        assert_eq!(missing([10, 20].into_iter(), 5, 35), None);
+        assert_eq!(missing([10, 20].into_iter(), 5, 34), Some(1));
+        assert_eq!(missing([u64::MAX, 1].into_iter(), 5, 0), Some(u64::MAX));
+    }
+}

@@ -1,0 +1,6 @@
+//! The engine with a scripted QEMU: stopped at every act, cut off at every command, refused, cancelled, and always:
+//! no committed point lost, nothing left behind, at most one transaction.
+
+mod crashes;
+mod host;
+mod scenarios;

@@ -1,0 +1,257 @@
+//! A host with a scripted QEMU, a repository and engines that come and go.
+
+#![allow(unreachable_pub, reason = "shared by the engine's tests")]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use driftline::{
+    clock,
+    engine::{
+        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RunControl,
+        RunState, Settings, gate::Gate,
+    },
+    ids::RepositoryId,
+    qmp::{
+        Address, Monitor,
+        fake::{FakeDisk, FakeQemu, Pace, Setup},
+    },
+    repo::{self, QemuImg, Repository, Roots},
+};
+
+pub const UUID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
+pub const DISKS: [(&str, u64); 2] = [("disk0", 200_192), ("disk1", 131_072)];
+const SOON: Duration = Duration::from_secs(60);
+
+pub struct Host {
+    pub folder: tempfile::TempDir,
+    pub id: RepositoryId,
+    pub qemu: FakeQemu,
+    pub reserve: u64,
+}
+
+impl Host {
+    pub fn new(pace: Pace) -> Host {
+        let folder = tempfile::tempdir().unwrap();
+        let id = "5d0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
+        std::fs::create_dir(folder.path().join("repository")).unwrap();
+        for (index, (disk, size)) in DISKS.iter().enumerate() {
+            let mut bytes = vec![u8::try_from(index + 1).unwrap(); usize::try_from(*size).unwrap()];
+            bytes[65536..70000].fill(0);
+            std::fs::write(folder.path().join(disk), bytes).unwrap();
+        }
+        let qemu = start(folder.path(), pace);
+        let host = Host { folder, id, qemu, reserve: 0 };
+        Repository::initialise(&host.roots(), &host.path(), &host.id, &tool()).unwrap();
+        host
+    }
+
+    /// QEMU is started again after its end.
+    pub fn restart(&mut self) {
+        self.qemu.kill();
+        let _ = std::fs::remove_file(self.qemu.socket());
+        self.qemu = start(self.folder.path(), Pace::AtOnce);
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    pub fn roots(&self) -> Roots {
+        Roots::new(vec![self.folder.path().to_owned()])
+    }
+
+    pub fn repository(&self) -> Repository {
+        Repository::open(&self.roots(), &self.path(), Some(&self.id), &tool()).unwrap()
+    }
+
+    pub fn engine(&self) -> Engine {
+        self.engine_on(self.roots())
+    }
+
+    pub fn engine_on(&self, roots: Roots) -> Engine {
+        let settings = Settings {
+            state: self.folder.path().join("state"),
+            locks: self.folder.path().join("locks"),
+            roots,
+            tool: tool(),
+            clock: clock::system(),
+            reserve_bytes: self.reserve,
+        };
+        Engine::new(settings).unwrap().with_patience(Patience {
+            lock_pause: Duration::from_millis(5),
+            silent_start: Duration::from_secs(2),
+            silent_unseen: Duration::from_secs(2),
+            undo: Duration::from_millis(1500),
+            clean_up: Duration::from_secs(2),
+            commit: Duration::from_millis(300),
+            commit_pause: Duration::from_millis(20),
+        })
+    }
+
+    pub fn gated(&self, gate: Gate) -> Engine {
+        self.engine().with_gate(gate)
+    }
+
+    pub fn failing(&self, gate: repo::Gate) -> Engine {
+        self.engine_on(self.roots().with_gate(gate))
+    }
+
+    pub fn request(&self, run: &str) -> BackupRequest {
+        BackupRequest {
+            run: run.to_owned(),
+            run_name: run.to_owned(),
+            guest: GuestRef { uuid: UUID.parse().unwrap(), name: "guest".to_owned(), namespace: "team-a".to_owned() },
+            repository: RepositoryRef { path: self.path(), id: self.id.clone() },
+            kind: BackupType::Full,
+            disks: DiskSelection::default(),
+            bandwidth: 0,
+            policy: None,
+        }
+    }
+
+    pub fn start(&self, engine: &Engine, request: &BackupRequest) -> Going {
+        let control = RunControl::new(request, jiff::Timestamp::now());
+        let monitor = Monitor::new(Address::Unix(self.qemu.socket()));
+        let (engine, request, handle) = (engine.clone(), request.clone(), control.clone());
+        let task = tokio::spawn(async move { engine.backup(&monitor, &request, &handle).await });
+        Going { control, task }
+    }
+
+    pub async fn run(&self, run: &str) -> RunState {
+        self.start(&self.engine(), &self.request(run)).end().await
+    }
+
+    /// Nothing but whole points in the repository, nothing in the journal. Gives the number of points.
+    pub fn assert_tidy(&self) -> usize {
+        let scan = self.repository().scan(&UUID.parse().unwrap()).unwrap();
+        assert_eq!((scan.partial, scan.findings), (vec![], vec![]));
+        assert_eq!(files(&self.folder.path().join("state/journal")), Vec::<String>::new());
+        scan.points.len()
+    }
+
+    /// Nothing of ours is in QEMU but `count` bitmaps on each disk.
+    pub fn assert_clean(&self, count: usize) {
+        assert_eq!(self.qemu.jobs().len(), 0, "{:?}", self.qemu.jobs());
+        assert_eq!(self.qemu.fdsets(), vec![]);
+        let ours: Vec<_> = self.qemu.nodes().into_iter().filter(|node| node.starts_with("dl-")).collect();
+        assert_eq!(ours, Vec::<String>::new());
+        for (disk, _) in DISKS {
+            assert_eq!(self.qemu.bitmaps(disk).len(), count, "{:?}", self.qemu.bitmaps(disk));
+        }
+    }
+
+    /// The stored images hold what `bytes` say of the disks.
+    pub fn assert_stored(&self, state: &RunState, bytes: &[Vec<u8>]) {
+        let point = state.point.as_ref().unwrap().manifest.identity.point.to_string();
+        for ((disk, _), expected) in DISKS.iter().zip(bytes) {
+            let image = self.path().join("guests").join(UUID).join(&point).join(format!("{disk}.qcow2"));
+            let flat = self.folder.path().join("flat");
+            let done = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&image).arg(&flat).status().unwrap();
+            assert!(done.success());
+            assert!(std::fs::read(&flat).unwrap() == *expected, "{disk} of {point} is not what it was");
+        }
+    }
+
+    pub fn disks(&self) -> Vec<Vec<u8>> {
+        DISKS.iter().map(|(disk, _)| std::fs::read(self.folder.path().join(disk)).unwrap()).collect()
+    }
+
+    /// Transactions that QEMU did.
+    pub fn transactions(&self) -> usize {
+        self.qemu.log().iter().filter(|logged| logged.command == "transaction" && logged.done).count()
+    }
+}
+
+fn start(folder: &Path, pace: Pace) -> FakeQemu {
+    Setup::new(folder.join("qmp"))
+        .uuid(UUID)
+        .disk(FakeDisk::raw("disk0", folder.join("disk0")))
+        .disk(FakeDisk::qcow2("disk1", folder.join("disk1")).under("throttle", "limit"))
+        .pace(pace)
+        .start()
+        .unwrap()
+}
+
+fn tool() -> QemuImg {
+    QemuImg::new("qemu-img", None)
+}
+
+pub fn files(folder: &Path) -> Vec<String> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// A run on its way.
+pub struct Going {
+    pub control: RunControl,
+    pub task: tokio::task::JoinHandle<RunState>,
+}
+
+impl Going {
+    pub async fn reach(&self, what: impl FnMut(&RunState) -> bool) -> RunState {
+        let mut states = self.control.state.subscribe();
+        let reached = tokio::time::timeout(SOON, states.wait_for(what)).await;
+        match reached {
+            Ok(state) => state.unwrap().clone(),
+            Err(_) => panic!("not reached: {:?}", self.control.state.borrow()),
+        }
+    }
+
+    pub async fn copying(&self) -> RunState {
+        let state = self.reach(|state| state.phase == Phase::Copying || state.phase.is_final()).await;
+        assert_eq!(state.phase, Phase::Copying, "{state:?}");
+        state
+    }
+
+    pub async fn reach_end(&self) {
+        self.reach(|state| state.phase.is_final()).await;
+    }
+
+    pub async fn end(self) -> RunState {
+        match tokio::time::timeout(SOON, self.task).await {
+            Ok(state) => state.unwrap(),
+            Err(_) => panic!("The run does not end: {:?}", self.control.state.borrow()),
+        }
+    }
+}
+
+pub fn assert_complete(state: &RunState) {
+    assert_eq!(state.phase, Phase::Complete, "{}: {}", state.reason, state.message);
+}
+
+pub fn assert_failed(state: &RunState, reason: &str) {
+    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, reason), "{}", state.message);
+    assert!(state.message.len() > 10);
+}
+
+/// Counts, and says stop at the n-th.
+pub struct Counter(Arc<(std::sync::atomic::AtomicUsize, tokio::sync::Notify)>, usize);
+
+impl Counter {
+    pub fn new(stop_at: usize) -> Counter {
+        Counter(Arc::default(), stop_at)
+    }
+
+    pub fn gate(&self) -> Gate {
+        let (shared, stop_at) = (self.0.clone(), self.1);
+        Arc::new(move |_| {
+            let open = shared.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst) != stop_at;
+            if !open {
+                shared.1.notify_one();
+            }
+            open
+        })
+    }
+
+    pub fn count(&self) -> usize {
+        self.0.0.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    pub async fn stopped(&self) {
+        self.0.1.notified().await;
+    }
+}

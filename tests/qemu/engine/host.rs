@@ -1,0 +1,171 @@
+//! A host for the engine's tests: its folders, its runs, and what they may not leave behind.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use driftline::{
+    clock,
+    engine::{
+        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RunControl,
+        RunState, Settings,
+    },
+    ids::{BitmapName, RepositoryId},
+    qmp::{Address, Monitor},
+    repo::{QemuImg, Repository, Roots},
+};
+use serde_json::{Value, json};
+
+use super::{MIB, SOON};
+use crate::lab::{
+    machine::{Format, Machine},
+    reference::Reference,
+};
+
+/// A host: state, locks and a repository.
+pub(super) struct Host {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) id: RepositoryId,
+}
+
+impl Host {
+    pub(super) fn new() -> Host {
+        let folder = tempfile::tempdir().unwrap();
+        let id = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
+        std::fs::create_dir(folder.path().join("repository")).unwrap();
+        let host = Host { folder, id };
+        Repository::initialise(&host.roots(), &host.repository_path(), &host.id, &host.tool()).unwrap();
+        host
+    }
+
+    pub(super) fn repository_path(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    pub(super) fn roots(&self) -> Roots {
+        Roots::new(vec![self.folder.path().to_owned()])
+    }
+
+    pub(super) fn tool(&self) -> QemuImg {
+        QemuImg::new("qemu-img", None)
+    }
+
+    pub(super) fn repository(&self) -> Repository {
+        Repository::open(&self.roots(), &self.repository_path(), Some(&self.id), &self.tool()).unwrap()
+    }
+
+    pub(super) fn engine(&self) -> Engine {
+        let settings = Settings {
+            state: self.folder.path().join("state"),
+            locks: self.folder.path().join("locks"),
+            roots: self.roots(),
+            tool: self.tool(),
+            clock: clock::system(),
+            reserve_bytes: MIB,
+        };
+        Engine::new(settings)
+            .unwrap()
+            .with_patience(Patience { lock_pause: Duration::from_millis(10), ..Patience::default() })
+    }
+
+    pub(super) fn request(&self, machine: &Machine, run: &str, bandwidth: u64) -> BackupRequest {
+        BackupRequest {
+            run: run.to_owned(),
+            run_name: run.to_owned(),
+            guest: GuestRef {
+                uuid: machine.uuid().parse().unwrap(),
+                name: "guest".to_owned(),
+                namespace: "team-a".to_owned(),
+            },
+            repository: RepositoryRef { path: self.repository_path(), id: self.id.clone() },
+            kind: BackupType::Full,
+            disks: DiskSelection::default(),
+            bandwidth,
+            policy: None,
+        }
+    }
+
+    /// Every disk of the run's point, read with stock tools, is the disk of the reference.
+    pub(super) fn assert_equal(&self, machine: &Machine, state: &RunState, reference: &Reference) {
+        for disk in reference.disks() {
+            let image = self.stored(machine, state, disk);
+            crate::lab::machine::run(std::process::Command::new("qemu-img").arg("check").arg(&image));
+            reference.assert_equal(disk, &image, Format::Qcow2);
+        }
+    }
+
+    pub(super) fn stored(&self, machine: &Machine, state: &RunState, disk: &str) -> PathBuf {
+        let point = state.point.as_ref().unwrap().manifest.identity.point.to_string();
+        self.guest_folder(machine).join(point).join(format!("{disk}.qcow2"))
+    }
+
+    pub(super) fn guest_folder(&self, machine: &Machine) -> PathBuf {
+        self.repository_path().join("guests").join(machine.uuid())
+    }
+
+    /// Nothing but whole points in the repository, nothing in the journal.
+    pub(super) fn assert_tidy(&self, machine: &Machine) {
+        let scan = self.repository().scan(&machine.uuid().parse().unwrap()).unwrap();
+        assert_eq!((scan.partial, scan.findings), (vec![], vec![]));
+        assert_eq!(self.engine().unfinished().unwrap(), vec![]);
+        assert_eq!(files(&self.folder.path().join("state/journal")), Vec::<String>::new());
+    }
+}
+
+pub(super) fn files(folder: &Path) -> Vec<String> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Nothing of ours is in QEMU but bitmaps.
+pub(super) fn assert_clean(machine: &Machine) {
+    assert_eq!(machine.execute("query-jobs", json!({})), json!([]));
+    assert_eq!(machine.execute("query-fdsets", json!({})), json!([]));
+    let nodes = machine.execute("query-named-block-nodes", json!({ "flat": true }));
+    let ours = |node: &&Value| node["node-name"].as_str().unwrap().starts_with("dl-");
+    assert_eq!(nodes.as_array().unwrap().iter().find(ours), None);
+}
+
+/// The bitmaps of ours with the node's file, by role.
+pub(super) fn bitmaps(machine: &Machine) -> Vec<(String, BitmapName, Value)> {
+    let nodes = machine.execute("query-named-block-nodes", json!({ "flat": true }));
+    let mut found = Vec::new();
+    for node in nodes.as_array().unwrap() {
+        for bitmap in node["dirty-bitmaps"].as_array().into_iter().flatten() {
+            if let Ok(name) = bitmap["name"].as_str().unwrap_or_default().parse() {
+                found.push((node["file"].as_str().unwrap().to_owned(), name, bitmap.clone()));
+            }
+        }
+    }
+    found
+}
+
+pub(super) fn monitor(socket: PathBuf) -> Monitor {
+    Monitor::new(Address::Unix(socket))
+}
+
+/// A run on its way.
+pub(super) struct Going {
+    pub(super) control: RunControl,
+    pub(super) task: tokio::task::JoinHandle<RunState>,
+}
+
+impl Going {
+    pub(super) fn start(engine: &Engine, socket: PathBuf, request: &BackupRequest) -> Going {
+        let control = RunControl::new(request, jiff::Timestamp::now());
+        let (engine, request, handle) = (engine.clone(), request.clone(), control.clone());
+        let task = tokio::spawn(async move { engine.backup(&monitor(socket), &request, &handle).await });
+        Going { control, task }
+    }
+
+    pub(super) async fn reach(&self, phase: Phase) {
+        let mut states = self.control.state.subscribe();
+        let reached = states.wait_for(|state| state.phase == phase || state.phase.is_final());
+        let state = tokio::time::timeout(SOON, reached).await.expect("the phase is reached in time").unwrap().clone();
+        assert_eq!(state.phase, phase, "{state:?}");
+    }
+
+    pub(super) async fn end(self) -> RunState {
+        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("the run ends in time").unwrap()
+    }
+}
