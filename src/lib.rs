@@ -5,11 +5,19 @@
 //! commit protocol), `qmp` (how QEMU is spoken to), `repo` and `qcow2` (what is stored). `ids` names things, `chain`
 //! decides about points; both are pure. Layer rules stand in ARCHITECTURE.md and are checked by a test.
 
+pub mod admin;
+pub mod agent;
+pub mod certs;
 pub mod chain;
 pub mod clock;
+pub mod config;
 pub mod engine;
 pub mod ids;
+pub mod metrics;
 pub mod qcow2;
 pub mod qmp;
 pub mod repo;
 pub mod retry;
+pub mod rpc;
+pub mod shutdown;
+pub mod telemetry;

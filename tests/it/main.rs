@@ -1,5 +1,6 @@
 //! One binary for what needs neither QEMU nor a control plane: layers, generated files, scenarios, crashes at every write.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod agent;
 mod engine;
 mod repo;

@@ -1,0 +1,236 @@
+//! The backup runs that this agent works on: started once per UID whatever is asked how often, one after the other on a
+//! guest, watched by anybody, left to QEMU when the agent ends and taken up again when it starts.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedMutexGuard, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::guest::{Guests, Socket};
+use crate::{
+    clock::Clock,
+    engine::{
+        BackupRequest, Engine, RunControl,
+        progress::{Phase, RunState},
+    },
+    metrics::{AgentMetrics, Outcome},
+    rpc::status::{Kind, Refusal},
+};
+
+/// How long a run that ended is remembered here; the engine's own memory on disk is longer and slower.
+const REMEMBER: Duration = Duration::from_secs(600);
+
+/// The runs of an agent.
+#[derive(Clone)]
+pub struct Runs(Arc<Shared>);
+
+struct Shared {
+    engine: Engine,
+    guests: Guests,
+    metrics: AgentMetrics,
+    clock: Clock,
+    detach: CancellationToken,
+    live: Mutex<HashMap<String, Run>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+struct Run {
+    request: BackupRequest,
+    state: watch::Receiver<RunState>,
+    cancel: CancellationToken,
+    ended: Option<tokio::time::Instant>,
+}
+
+impl Runs {
+    /// None yet.
+    pub fn new(engine: Engine, guests: Guests, metrics: AgentMetrics, clock: Clock) -> Runs {
+        Runs(Arc::new(Shared {
+            engine,
+            guests,
+            metrics,
+            clock,
+            detach: CancellationToken::new(),
+            live: Mutex::default(),
+            tasks: Mutex::default(),
+        }))
+    }
+
+    /// Starts a run, or finds the one of that UID.
+    ///
+    /// # Errors
+    /// `RunUIDReused` when that UID is another guest's or repository's run; `AgentEnding` while the agent ends.
+    pub fn start(&self, request: BackupRequest) -> Result<watch::Receiver<RunState>, Refusal> {
+        let mut live = self.live();
+        live.retain(|_, run| run.ended.is_none_or(|ended| ended.elapsed() < REMEMBER));
+        if let Some(run) = live.get(&request.run) {
+            if run.request.guest.uuid != request.guest.uuid || run.request.repository != request.repository {
+                let message = format!(
+                    "Run {} is already a backup of guest {} into {}: a UID names one run",
+                    request.run,
+                    run.request.guest.name,
+                    run.request.repository.path.display()
+                );
+                return Err(Refusal::new(Kind::Conflict, "RunUIDReused", message));
+            }
+            return Ok(run.state.clone());
+        }
+        if self.0.detach.is_cancelled() {
+            let message = format!("The agent is ending: run {} was not started", request.run);
+            return Err(Refusal::new(Kind::Unavailable, "AgentEnding", message));
+        }
+        let mut control = RunControl::new(&request, (self.0.clock)());
+        control.detach = self.0.detach.child_token();
+        let state = control.state.subscribe();
+        let run = Run { request: request.clone(), state: state.clone(), cancel: control.cancel.clone(), ended: None };
+        live.insert(request.run.clone(), run);
+        drop(live);
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(self.clone().work(request, control));
+        Ok(state)
+    }
+
+    /// The state of a run that this agent knows, live or lately ended.
+    pub fn state(&self, run: &str) -> Option<watch::Receiver<RunState>> {
+        self.live().get(run).map(|run| run.state.clone())
+    }
+
+    /// Asks a run to end. False: it is not live.
+    pub fn cancel(&self, run: &str) -> bool {
+        let live = self.live();
+        let found = live.get(run).filter(|run| run.ended.is_none());
+        found.inspect(|run| run.cancel.cancel()).is_some()
+    }
+
+    /// Leaves all runs to QEMU and the journal, and waits until nobody works on them any more.
+    pub async fn detach(&self) {
+        self.0.detach.cancel();
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+
+    async fn work(self, request: BackupRequest, control: RunControl) {
+        let key = format!("{}/{}", request.guest.namespace, request.guest.name);
+        let span = tracing::info_span!("run", run = request.run, name = request.run_name, guest = key);
+        self.0.metrics.runs_queued.inc();
+        let turn = self.turn(&key, &control).await;
+        self.0.metrics.runs_queued.dec();
+        if let Some((socket, _turn)) = turn {
+            let _active = Counted::new(&self.0.metrics);
+            let (engine, monitor, request) = (self.0.engine.clone(), socket.monitor.clone(), request.clone());
+            let state = control.state.clone();
+            let backup = async move { engine.backup(&monitor, &request, &control).await };
+            match tokio::spawn(tracing::Instrument::instrument(backup, span.clone())).await {
+                Ok(last) => drop(state.send_replace(last)),
+                // What was done stands in the journal; the run is taken up at the agent's next start.
+                Err(error) => {
+                    tracing::error!(parent: &span, %error, "Work on a run broke off");
+                    let message = format!(
+                        "The agent's work on the run broke off ({error}); its journal is read at the agent's next start"
+                    );
+                    self.end(&state, Phase::Failed, "AgentBroken", message, true);
+                }
+            }
+        }
+        self.ended(&request, &span);
+        self.0.guests.look(&key);
+    }
+
+    /// Waits for the guest's socket and for the runs before this one. None: cancelled or left.
+    async fn turn(&self, key: &str, control: &RunControl) -> Option<(Arc<Socket>, OwnedMutexGuard<()>)> {
+        let found = async {
+            let mut listing = self.0.guests.listing();
+            let socket = loop {
+                listing.borrow_and_update();
+                if let Some(socket) = self.0.guests.socket(key) {
+                    break socket;
+                }
+                let message = format!("No file of this node names guest {key} any more. The run goes on when one does");
+                wait(&control.state, "GuestNotFound", message);
+                // The sender lives as long as the guests do, which we hold.
+                let _ = listing.changed().await;
+            };
+            let turn = match socket.turn.clone().try_lock_owned() {
+                Ok(turn) => turn,
+                Err(_) => {
+                    wait(&control.state, "GuestBusy", format!("Waits for another run of guest {key}"));
+                    socket.turn.clone().lock_owned().await
+                }
+            };
+            (socket, turn)
+        };
+        tokio::select! {
+            turn = found => Some(turn),
+            () = control.detach.cancelled() => None,
+            () = control.cancel.cancelled() => {
+                self.end(&control.state, Phase::Cancelled, "Cancelled", "Cancelled before it began".to_owned(), false);
+                None
+            }
+        }
+    }
+
+    fn end(&self, state: &watch::Sender<RunState>, phase: Phase, reason: &str, message: String, retriable: bool) {
+        state.send_modify(|state| {
+            state.phase = phase;
+            state.reason = reason.to_owned();
+            state.message = message;
+            state.retriable = retriable;
+            state.completion_time = Some((self.0.clock)());
+        });
+    }
+
+    fn ended(&self, request: &BackupRequest, span: &tracing::Span) {
+        let mut live = self.live();
+        let Some(run) = live.get_mut(&request.run) else { return };
+        let state = run.state.borrow().clone();
+        if !state.phase.is_final() {
+            return;
+        }
+        run.ended = Some(tokio::time::Instant::now());
+        drop(live);
+        let result = match state.phase {
+            Phase::Complete => "Complete",
+            Phase::Cancelled => "Cancelled",
+            Phase::Waiting | Phase::Preparing | Phase::Copying | Phase::Finishing | Phase::Failed => "Failed",
+        };
+        let metrics = &self.0.metrics;
+        metrics.runs.get_or_create(&Outcome { result, reason: state.reason.clone() }).inc();
+        metrics.stored_bytes.inc_by(state.disks.iter().map(|disk| disk.stored_bytes).sum());
+        if let Some(end) = state.completion_time {
+            metrics.run_seconds.observe(end.duration_since(state.start_time).as_secs_f64().max(0.0));
+        }
+        tracing::info!(parent: span, result, reason = state.reason, "{}", state.message);
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Run>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn wait(state: &watch::Sender<RunState>, reason: &str, message: String) {
+    state.send_modify(|state| {
+        state.reason = reason.to_owned();
+        state.message = message;
+    });
+}
+
+/// A run that works, in the metric, until it is dropped.
+struct Counted(AgentMetrics);
+
+impl Counted {
+    fn new(metrics: &AgentMetrics) -> Counted {
+        metrics.runs_active.inc();
+        Counted(metrics.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.runs_active.dec();
+    }
+}

@@ -1,0 +1,158 @@
+//! One node's connection (edge): dials its addresses in turn, checks that the certificate names the node, and keeps
+//! what is known about the connection for whoever asks.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tonic::transport::{Channel, Endpoint};
+
+use crate::rpc::tls::{Identity, agent_name};
+
+/// One address's part: TCP and TLS together.
+const CONNECT: Duration = Duration::from_secs(5);
+/// A peer that says nothing is asked after this long, and given up after `PING_ANSWER`.
+const PING: Duration = Duration::from_secs(10);
+const PING_ANSWER: Duration = Duration::from_secs(5);
+
+/// What is known about the connection to one agent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Why the last attempt to connect failed; None after a success and before the first attempt.
+    pub problem: Option<String>,
+}
+
+/// The connection to one agent.
+pub(super) struct Link {
+    node: String,
+    addresses: Vec<SocketAddr>,
+    identity: Identity,
+    open: Arc<AtomicUsize>,
+    problem: Mutex<Option<String>>,
+}
+
+impl Link {
+    pub(super) fn new(node: &str, addresses: Vec<SocketAddr>, identity: Identity) -> Link {
+        Link { node: node.to_owned(), addresses, identity, open: Arc::default(), problem: Mutex::default() }
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub(super) fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub(super) fn state(&self) -> LinkState {
+        let problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        LinkState { connected: self.open.load(Ordering::Relaxed) > 0, problem }
+    }
+
+    /// A channel that connects by `dial` when it is used and has no connection.
+    pub(super) fn channel(self: &Arc<Self>) -> Channel {
+        let link = self.clone();
+        // tonic needs an address to write into the requests; where they go is up to `dial`.
+        Endpoint::from_static("http://agent.driftline")
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING_ANSWER)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(tower::service_fn(move |_| {
+                let link = link.clone();
+                async move { link.dial().await.map(TokioIo::new) }
+            }))
+    }
+
+    async fn dial(&self) -> Result<Counted, io::Error> {
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "it has no address");
+        for address in &self.addresses {
+            match tokio::time::timeout(CONNECT, self.dial_one(*address)).await {
+                Ok(Ok(stream)) => {
+                    self.note(None);
+                    return Ok(stream);
+                }
+                Ok(Err(error)) => failed = io::Error::new(error.kind(), format!("{address}: {error}")),
+                Err(_) => {
+                    let text = format!("{address}: no TLS connection within {} s", CONNECT.as_secs());
+                    failed = io::Error::new(io::ErrorKind::TimedOut, text);
+                }
+            }
+        }
+        self.note(Some(failed.to_string()));
+        Err(failed)
+    }
+
+    async fn dial_one(&self, address: SocketAddr) -> io::Result<Counted> {
+        let name = ServerName::try_from(agent_name(&self.node)).map_err(io::Error::other)?;
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let stream = TlsConnector::from(self.identity.client_config()).connect(name, tcp).await?;
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Ok(Counted { stream, open: self.open.clone() })
+    }
+
+    fn note(&self, problem: Option<String>) {
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+}
+
+/// A stream that counts as open until it is dropped.
+struct Counted {
+    stream: TlsStream<TcpStream>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+}
