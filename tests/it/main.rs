@@ -3,4 +3,6 @@
 
 mod agent;
 mod engine;
+mod examples;
+mod generated;
 mod repo;

@@ -1,0 +1,392 @@
+//! Kind BackupRun: one backup of one guest. Pure.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// One backup of one guest.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "driftline.dev",
+    version = "v1alpha1",
+    kind = "BackupRun",
+    plural = "backupruns",
+    namespaced,
+    shortname = "brun",
+    category = "driftline",
+    status = "BackupRunStatus",
+    derive = "PartialEq",
+    cel,
+    doc = "One backup of one guest: applied, it runs once. Deleting it while it runs cancels it; deleting it afterwards deletes no backup data.",
+    printcolumn(name = "Guest", type_ = "string", json_path = ".spec.guestRef.name", description = "The guest."),
+    printcolumn(
+        name = "Type",
+        type_ = "string",
+        json_path = ".status.type",
+        description = "The type that the backup became."
+    ),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "How far it is."),
+    printcolumn(
+        name = "Progress",
+        type_ = "string",
+        json_path = ".status.progress",
+        description = "Bytes copied, of all."
+    ),
+    printcolumn(
+        name = "Size",
+        type_ = "string",
+        json_path = ".status.size",
+        description = "Bytes stored, once known."
+    ),
+    printcolumn(
+        name = "Duration",
+        type_ = "string",
+        json_path = ".status.duration",
+        description = "From its start on an agent to its end."
+    ),
+    printcolumn(
+        name = "Point",
+        type_ = "string",
+        json_path = ".status.restorePointRef.name",
+        description = "The restore point that it made."
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Ready")].reason"#,
+        priority = 1,
+        description = "Why it stands where it does."
+    ),
+    printcolumn(
+        name = "Node",
+        type_ = "string",
+        json_path = ".status.agent.node",
+        priority = 1,
+        description = "The node on which it runs."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun"),
+    validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun"),
+    validation = Rule::new("has(self.transfer) == has(oldSelf.transfer) && (!has(self.transfer) || self.transfer == oldSelf.transfer)").message("transfer of a run cannot be changed: make a new BackupRun"),
+    validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun"),
+    validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun")
+)]
+pub struct BackupRunSpec {
+    /// The guest to back up, in this namespace.
+    pub guest_ref: GuestRef,
+    /// The repository that takes the restore point.
+    pub repository_ref: RepositoryRef,
+    /// Full (the default): all data of all disks, each the start of a new lineage.
+    #[serde(default, rename = "type")]
+    pub backup_type: BackupType,
+    /// Which disks. Without it: all that can be backed up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disks: Option<DiskSelection>,
+    /// How the data is carried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transfer: Option<Transfer>,
+    /// Set to true to cancel the run. Once all data is copied a cancel comes too late and the run completes. It
+    /// cannot be taken back.
+    #[serde(default)]
+    pub cancel: bool,
+    /// How often a failed try is repeated, with pauses of 10s, 20s, 40s and so on up to 6m. What cannot be mended by
+    /// trying again is not tried again. Default 2.
+    #[serde(default = "default_backoff_limit")]
+    #[schemars(range(min = 0, max = 100))]
+    pub backoff_limit: i32,
+    /// How long the run may take from its creation, waiting included; then it is cancelled and has failed. Default
+    /// `24h`. Example: `6h`.
+    #[serde(default = "default_active_deadline")]
+    #[schemars(regex(pattern = r"^([1-9][0-9]{0,5}[smhd]){1,4}$"), length(max = 28))]
+    pub active_deadline: String,
+    /// How long this object stays after the run has ended; then it is deleted. Its restore point stays. Without it the
+    /// object stays until somebody deletes it. Example: `7d`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^([1-9][0-9]{0,5}[smhd]){1,4}$"), length(max = 28))]
+    pub ttl_after_finished: Option<String>,
+}
+
+fn default_backoff_limit() -> i32 {
+    2
+}
+
+fn default_active_deadline() -> String {
+    "24h".to_owned()
+}
+
+/// A guest of the same namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GuestRef {
+    /// Name of the `guests.driftline.dev` object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// A repository.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RepositoryRef {
+    /// Name of the `backuprepositories.driftline.dev` object.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Its namespace. Without it: the namespace of this object. Another one works only where the repository's
+    /// `usagePolicy.allowedNamespaces` allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+}
+
+impl RepositoryRef {
+    /// The repository's namespace, for an object that stands in `own`.
+    pub fn namespace_or<'a>(&'a self, own: &'a str) -> &'a str {
+        self.namespace.as_deref().unwrap_or(own)
+    }
+}
+
+/// What a backup copies.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackupType {
+    /// All data; each disk starts a new lineage.
+    #[default]
+    Full,
+}
+
+/// Which disks of the guest.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.include) || !has(self.exclude) || !self.include.exists(d, d in self.exclude)").message("a disk stands in include and in exclude: leave it in one of them")
+)]
+pub struct DiskSelection {
+    /// Only these disks, by the names that the Guest's `status.disks` shows. Without it: all that can be backed up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub include: Vec<String>,
+    /// All but these disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub exclude: Vec<String>,
+}
+
+/// How the data is carried.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Transfer {
+    /// The most bytes per second that each disk's job copies. Without it: as fast as possible. Example: `100Mi`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{1,15}(\.[0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"), length(max = 28))]
+    pub bandwidth: Option<String>,
+}
+
+/// How far the run is.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupRunStatus {
+    /// The `metadata.generation` that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Complete or Failed once the run has ended; CheckpointCreated from the instant on that the point holds; Ready,
+    /// Reconciling and Stalled throughout.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// Pending, Queued, Starting, Preparing, Copying, Finishing, Complete or Failed. For the columns; the conditions
+    /// are what to rely on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub phase: String,
+    /// Bytes copied, of all, such as `43%`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub progress: String,
+    /// Bytes stored, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub size: String,
+    /// From the start on an agent to the end, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub duration: String,
+    /// When the run started on an agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// The instant that the restore point holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_time: Option<Time>,
+    /// When the run ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+    /// The type that was asked for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested_type: String,
+    /// The type that it became: Full only if all disks are.
+    #[serde(default, rename = "type", skip_serializing_if = "String::is_empty")]
+    pub backup_type: String,
+    /// Why it became that type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub type_reason: String,
+    /// How far each disk is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub disks: Vec<RunDisk>,
+    /// The restore point that the run made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore_point_ref: Option<RestorePointRef>,
+    /// The agent that does the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<RunAgent>,
+    /// How often the run was started, the current try included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i32>,
+    /// When the next try starts, after one that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_time: Option<Time>,
+    /// How many runs of the same guest are in front of this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_position: Option<i32>,
+}
+
+/// One disk of a run.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunDisk {
+    /// The disk's name.
+    pub name: String,
+    /// The type that this disk's backup became.
+    #[serde(default, rename = "type", skip_serializing_if = "String::is_empty")]
+    pub backup_type: String,
+    /// Why it became that type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub type_reason: String,
+    /// The block job's id in QEMU.
+    #[serde(default, rename = "jobID", skip_serializing_if = "String::is_empty")]
+    pub job_id: String,
+    /// The job's status in QEMU's words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub job_status: String,
+    /// `ok`, or QEMU's word for the job's I/O error.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub io_status: String,
+    /// Whether the job is paused.
+    pub paused: bool,
+    /// The job's limit in bytes per second; 0: none.
+    pub speed: i64,
+    /// Bytes to copy.
+    pub total_bytes: i64,
+    /// Bytes copied.
+    pub done_bytes: i64,
+    /// Bytes that the stored image takes.
+    pub stored_bytes: i64,
+    /// What went wrong with this disk.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub error: String,
+}
+
+/// A restore point.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RestorePointRef {
+    /// Name of the `restorepoints.driftline.dev` object.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+/// Who does the work of a run.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct RunAgent {
+    /// The agent's node.
+    pub node: String,
+    /// The agent's session: another one means that the agent was restarted.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub session: String,
+    /// When the agent last answered; set while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_since: Option<Time>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run() -> BackupRun {
+        BackupRun::new(
+            "b",
+            BackupRunSpec {
+                guest_ref: GuestRef { name: "db-1".to_owned() },
+                repository_ref: RepositoryRef { name: "r".to_owned(), namespace: None },
+                backup_type: BackupType::Full,
+                disks: None,
+                transfer: None,
+                cancel: false,
+                backoff_limit: 2,
+                active_deadline: default_active_deadline(),
+                ttl_after_finished: None,
+            },
+        )
+    }
+
+    #[test]
+    fn a_run_may_be_made_and_stays_as_it_is() {
+        run().validate_cel().unwrap();
+        run().validate_cel_update(&run()).unwrap();
+    }
+
+    /// A named change of a run's spec.
+    type Change = (&'static str, fn(&mut BackupRunSpec));
+
+    #[test]
+    fn no_field_but_cancel_may_change() {
+        let changes: [Change; 9] = [
+            ("guestRef", |s| s.guest_ref.name = "x".to_owned()),
+            ("repositoryRef", |s| s.repository_ref.name = "x".to_owned()),
+            ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
+            ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
+            ("transfer", |s| s.transfer = Some(Transfer { bandwidth: Some("1Mi".to_owned()) })),
+            ("backoffLimit", |s| s.backoff_limit = 3),
+            ("activeDeadline", |s| s.active_deadline = "1h".to_owned()),
+            ("ttlAfterFinished", |s| s.ttl_after_finished = Some("1h".to_owned())),
+            ("several", |s| {
+                s.cancel = true;
+                s.backoff_limit = 0;
+            }),
+        ];
+        for (field, change) in changes {
+            let mut new = run();
+            change(&mut new.spec);
+            assert!(new.validate_cel_update(&run()).is_err(), "{field} was set or changed");
+            assert!(run().validate_cel_update(&new).is_err(), "{field} was removed or changed back");
+        }
+    }
+
+    #[test]
+    fn cancel_can_be_set_and_not_taken_back() {
+        let mut cancelled = run();
+        cancelled.spec.cancel = true;
+        cancelled.validate_cel_update(&run()).unwrap();
+        assert!(run().validate_cel_update(&cancelled).is_err());
+    }
+
+    #[test]
+    fn a_disk_that_is_included_and_excluded_is_refused() {
+        let mut object = run();
+        let (a, b) = ("a".to_owned(), "b".to_owned());
+        object.spec.disks = Some(DiskSelection { include: vec![a.clone()], exclude: vec![b.clone()] });
+        object.validate_cel().unwrap();
+        object.spec.disks = Some(DiskSelection { include: vec![a.clone(), b], exclude: vec![a] });
+        assert!(object.validate_cel().is_err());
+    }
+
+    #[test]
+    fn what_a_person_leaves_out_has_its_default() {
+        let spec: BackupRunSpec =
+            serde_json::from_value(serde_json::json!({"guestRef": {"name": "g"}, "repositoryRef": {"name": "r"}}))
+                .unwrap();
+        assert_eq!((spec.backup_type, spec.backoff_limit, spec.active_deadline.as_str()), (BackupType::Full, 2, "24h"));
+        assert!(!spec.cancel);
+    }
+}
