@@ -12,6 +12,7 @@ pub mod certs;
 pub mod chain;
 pub mod clock;
 pub mod config;
+pub mod controller;
 pub mod engine;
 pub mod ids;
 pub mod metrics;

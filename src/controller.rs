@@ -1,0 +1,299 @@
+//! The controller: turns what people ask for into requests to agents, and what agents say into status.
+//!
+//! Per kind a driver with five stages: observe (reads) -> world (typed facts) -> plan (pure, total) -> apply (does
+//! exactly that step) -> report (pure; one server-side-apply patch, only when it changed). It keeps no state of its own:
+//! after a restart it asks the agents what is going and follows it. Follow a BackupRun from `run`.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::{
+    Api, Client, ResourceExt,
+    runtime::{WatchStreamExt, reflector, watcher},
+};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, Readiness},
+    api::BackupRepository,
+    clock, rpc,
+    rpc::{client::Agents, v1},
+    shutdown,
+};
+
+pub mod agents;
+pub mod catalogue;
+pub mod context;
+mod driver;
+pub mod error;
+pub mod follow;
+pub mod guest;
+pub mod inventory;
+pub mod metrics;
+pub mod point;
+pub mod repository;
+pub mod restore;
+pub mod run;
+pub mod write;
+
+use context::{Context, Feeds};
+use metrics::ControllerMetrics;
+
+/// How long the controller has after its start to hear of the agents, before it says that they do not answer.
+const HEARING: Duration = Duration::from_secs(10);
+
+/// The controller's arguments.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The headless Service by whose EndpointSlices the agents are found.
+    #[arg(long, default_value = "driftline-agent", env = "DRIFTLINE_AGENTS_SERVICE")]
+    pub agents_service: String,
+    /// The namespace of that Service.
+    #[arg(long, default_value = "driftline", env = "POD_NAMESPACE")]
+    pub namespace: String,
+    /// The folder with tls.crt, tls.key and ca.crt for the name controller.driftline.
+    #[arg(long, default_value = "/etc/driftline/tls", env = "DRIFTLINE_TLS_DIR")]
+    pub tls_dir: PathBuf,
+    /// Where /healthz, /readyz and /metrics are served.
+    #[arg(long, default_value = "[::]:8081", env = "DRIFTLINE_ADMIN_LISTEN")]
+    pub admin_listen: SocketAddr,
+}
+
+/// Why the controller could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No kubeconfig and not in a cluster, or one that cannot be used.
+    #[error("Connecting to the API server failed")]
+    Connect {
+        /// What the client says.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// The certificates cannot be used.
+    #[error("Loading the certificates in {} failed", dir.display())]
+    Tls {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with them.
+        #[source]
+        source: rpc::tls::TlsError,
+    },
+    /// The port of the probes is taken.
+    #[error("Listening on {address} for probes and metrics failed")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The signal handlers cannot be installed.
+    #[error("Installing the signal handlers failed")]
+    Signals {
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs the controller until SIGTERM.
+pub async fn run(args: Args) -> ExitCode {
+    match start(args).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", error::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn start(args: Args) -> Result<(), RunError> {
+    let end = shutdown::token().map_err(|source| RunError::Signals { source })?;
+    let client = Client::try_default().await.map_err(|source| RunError::Connect { source: Box::new(source) })?;
+    let identity = rpc::tls::Identity::load(&args.tls_dir)
+        .map_err(|source| RunError::Tls { dir: args.tls_dir.clone(), source })?;
+    let listener = tokio::net::TcpListener::bind(args.admin_listen)
+        .await
+        .map_err(|source| RunError::Listen { address: args.admin_listen, source })?;
+    let mut registry = Registry::default();
+    let metrics = ControllerMetrics::register(&mut registry);
+    let (ready, shown) =
+        watch::channel(Readiness { ready: false, notes: vec!["The caches are being filled".to_owned()] });
+    let admin = tokio::spawn(admin::serve(listener, Arc::new(registry), shown, end.clone()));
+    let agents = Agents::new(identity);
+    let slices = tokio::spawn(find_agents(client.clone(), args.clone(), agents.clone(), end.clone()));
+    let (context, feeds) = Context::new(client, Arc::new(agents), clock::system(), metrics);
+    let answering = tokio::spawn(tell_ready(context.clone(), ready, end.clone()));
+    let inventory = tokio::spawn(inventory::keep(context.clone(), end.clone()));
+    drive(context, feeds, end).await;
+    // Runs go on in QEMU and on the agents; whoever comes next asks them.
+    for task in [slices, answering, inventory] {
+        task.abort();
+    }
+    admin.abort();
+    Ok(())
+}
+
+/// Runs the drivers of all kinds until `end`.
+pub async fn drive(context: Arc<Context>, feeds: Feeds, end: CancellationToken) {
+    let Feeds { guests, repositories, runs, points, restores } = feeds;
+    tokio::join!(
+        driver::drive("Guest", context.clone(), guests, end.clone(), |_, _| {}, guest::reconcile),
+        driver::drive(
+            "BackupRepository",
+            context.clone(),
+            repositories,
+            end.clone(),
+            repository_touched,
+            repository::reconcile
+        ),
+        driver::drive("BackupRun", context.clone(), runs, end.clone(), |_, _| {}, run::reconcile),
+        driver::drive("RestorePoint", context.clone(), points, end.clone(), point_touched, point::reconcile),
+        driver::drive("RestoreRun", context.clone(), restores, end, |_, _| {}, restore::reconcile),
+    );
+}
+
+/// A point's object that was deleted comes back when its repository is looked at.
+fn point_touched(context: &Context, object: &context::Guarded<crate::api::RestorePoint>) {
+    if let Ok(point) = &object.0
+        && context.points.get(&point.namespace().unwrap_or_default(), &point.name_any()).is_none()
+    {
+        let reference = &point.spec.repository_ref;
+        context.repositories.wake(reference.namespace_or(&point.namespace().unwrap_or_default()), &reference.name);
+    }
+}
+
+/// A repository's object that is gone takes its list of points with it; the points stay where they are.
+fn repository_touched(context: &Context, object: &context::Guarded<BackupRepository>) {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if context.repositories.get(&namespace, &name).is_none()
+        && let Some(uid) = object.uid()
+    {
+        context.catalogue.forget(&uid);
+        context.views().remove(&uid);
+        let shown = |p: &crate::api::RestorePoint| {
+            let own = p.namespace().unwrap_or_default();
+            p.spec.repository_ref.name == name && p.spec.repository_ref.namespace_or(&own) == namespace
+        };
+        for point in context.points.find(shown) {
+            context.points.wake(&point.namespace().unwrap_or_default(), &point.name_any());
+        }
+    }
+}
+
+/// Keeps `/readyz` true to whether the caches are filled, with a word about agents that do not answer.
+async fn tell_ready(context: Arc<Context>, ready: watch::Sender<Readiness>, end: CancellationToken) {
+    context.synced().await;
+    tracing::info!("The caches are filled");
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    while end.run_until_cancelled(tick.tick()).await.is_some() {
+        let answering = context.inventory.sessions();
+        let silent: Vec<_> = context.agents.nodes().into_iter().filter(|n| !answering.contains_key(n)).collect();
+        let mut notes = vec![format!("{} agents answer", answering.len())];
+        if !silent.is_empty() {
+            notes.push(format!("Agents that do not answer: {}", silent.join(", ")));
+        }
+        let readiness = Readiness { ready: true, notes };
+        ready.send_if_modified(|old| {
+            let changed = *old != readiness;
+            *old = readiness;
+            changed
+        });
+    }
+}
+
+/// Keeps the directory of agents true to the EndpointSlices of their Service.
+async fn find_agents(client: Client, args: Args, agents: Agents, end: CancellationToken) {
+    let api: Api<EndpointSlice> = Api::namespaced(client, &args.namespace);
+    let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={}", args.agents_service));
+    let (reader, writer) = reflector::store();
+    // Every event and not only those that touch an object: a list shows in the store when it is complete.
+    let watch = reflector::reflector(writer, watcher(api, config).default_backoff());
+    let mut watch = std::pin::pin!(watch.take_until(end.cancelled_owned()));
+    while let Some(event) = watch.next().await {
+        match event {
+            Ok(_) => agents.set(addresses(&reader.state())),
+            Err(error) => tracing::warn!("The watch of EndpointSlices was cut: {}", error::chain(&error)),
+        }
+    }
+}
+
+/// Addresses by node. An agent that is not ready is listed too: whether it answers is found out by asking it.
+fn addresses(slices: &[Arc<EndpointSlice>]) -> BTreeMap<String, Vec<SocketAddr>> {
+    let mut nodes: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
+    for slice in slices {
+        let ports = slice.ports.iter().flatten();
+        let port = ports.filter(|p| p.name.as_deref() == Some("grpc")).find_map(|p| p.port);
+        let Some(port) = port.and_then(|p| u16::try_from(p).ok()) else { continue };
+        for endpoint in &slice.endpoints {
+            let Some(node) = &endpoint.node_name else { continue };
+            let parsed = endpoint.addresses.iter().filter_map(|a| a.parse().ok());
+            nodes.entry(node.clone()).or_default().extend(parsed.map(|ip: std::net::IpAddr| SocketAddr::new(ip, port)));
+        }
+    }
+    nodes
+}
+
+/// A time of the wire: milliseconds since 1970, 0 for none.
+fn time(ms: u64) -> Option<Timestamp> {
+    i64::try_from(ms).ok().filter(|ms| *ms > 0).and_then(|ms| Timestamp::from_millisecond(ms).ok())
+}
+
+/// From one instant to a later one; zero when the clock went back.
+fn since(from: Timestamp, to: Timestamp) -> Duration {
+    Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// A number of the wire as the API writes it; more than it can write becomes the most that it can.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The same for small numbers.
+fn small(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// A type of the wire as the API writes it.
+fn backup_type(kind: v1::BackupType) -> &'static str {
+    match kind {
+        v1::BackupType::Unspecified => "",
+        v1::BackupType::Full => "Full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_are_found_by_node_and_port_name_and_nothing_else_is() {
+        let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
+            "addressType": "IPv4",
+            "endpoints": [
+                {"addresses": ["10.0.0.1"], "nodeName": "a"},
+                {"addresses": ["10.0.0.2", "fd00::2"], "nodeName": "b", "conditions": {"ready": false}},
+                {"addresses": ["10.0.0.3"]},
+                {"addresses": ["not an address"], "nodeName": "c"}
+            ],
+            "ports": [{"name": "admin", "port": 8081}, {"name": "grpc", "port": 9443}]
+        }))
+        .unwrap();
+        let found = addresses(&[Arc::new(slice)]);
+        assert_eq!(found["a"], ["10.0.0.1:9443".parse().unwrap()]);
+        assert_eq!(found["b"].len(), 2);
+        assert!(found["c"].is_empty() && found.len() == 3);
+    }
+
+    #[test]
+    fn times_of_the_wire_are_milliseconds_and_zero_is_none() {
+        assert_eq!(time(0), None);
+        assert_eq!(time(1_500).unwrap().as_millisecond(), 1_500);
+        assert_eq!(time(u64::MAX), None);
+        assert_eq!(since(Timestamp::from_second(10).unwrap(), Timestamp::from_second(5).unwrap()), Duration::ZERO);
+    }
+}

@@ -1,0 +1,96 @@
+//! The agents as the controller calls them: a thin layer over `rpc::client` that a test can replace by agents of its
+//! own making. Nothing is decided here.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+use crate::rpc::{
+    client::{Agent, Agents, Answers, LinkState, RpcError},
+    v1,
+};
+
+/// The answer to one call.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, RpcError>>;
+
+/// One node's agent. The methods are those of the contract; see `rpc::client::Agent`.
+#[allow(missing_docs, reason = "each is the contract's call of the same name")]
+pub trait AgentCalls: Send + Sync {
+    fn link(&self) -> LinkState;
+    fn describe(&self) -> Answer<'_, v1::DescribeResponse>;
+    fn watch_guests(&self) -> Answer<'_, Answers<v1::WatchGuestsResponse>>;
+    fn start_backup(&self, request: v1::StartBackupRequest) -> Answer<'_, v1::RunState>;
+    fn watch_run<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RunState>>;
+    fn cancel_run<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RunState>;
+    fn start_restore(&self, request: v1::StartRestoreRequest) -> Answer<'_, v1::RestoreState>;
+    fn watch_restore<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RestoreState>>;
+    fn cancel_restore<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RestoreState>;
+    fn repository(&self, request: v1::RepositoryRequest) -> Answer<'_, v1::RepositoryResponse>;
+    fn list_points(&self, request: v1::ListPointsRequest) -> Answer<'_, Answers<v1::Point>>;
+}
+
+/// The agents by node.
+pub trait Directory: Send + Sync {
+    /// The agent of a node, if the node has one.
+    fn get(&self, node: &str) -> Option<Arc<dyn AgentCalls>>;
+    /// The nodes that have an agent, in order.
+    fn nodes(&self) -> Vec<String>;
+}
+
+impl Directory for Agents {
+    fn get(&self, node: &str) -> Option<Arc<dyn AgentCalls>> {
+        Agents::get(self, node).map(|agent| Arc::new(agent) as Arc<dyn AgentCalls>)
+    }
+
+    fn nodes(&self) -> Vec<String> {
+        Agents::nodes(self)
+    }
+}
+
+impl AgentCalls for Agent {
+    fn link(&self) -> LinkState {
+        self.state()
+    }
+
+    fn describe(&self) -> Answer<'_, v1::DescribeResponse> {
+        Box::pin(Agent::describe(self))
+    }
+
+    fn watch_guests(&self) -> Answer<'_, Answers<v1::WatchGuestsResponse>> {
+        Box::pin(Agent::watch_guests(self))
+    }
+
+    fn start_backup(&self, request: v1::StartBackupRequest) -> Answer<'_, v1::RunState> {
+        Box::pin(Agent::start_backup(self, request))
+    }
+
+    fn watch_run<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RunState>> {
+        Box::pin(Agent::watch_run(self, id))
+    }
+
+    fn cancel_run<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RunState> {
+        let control = Some(v1::control_run_request::Control::Cancel(true));
+        Box::pin(self.control_run(v1::ControlRunRequest { run_uid: id.to_owned(), control }))
+    }
+
+    fn start_restore(&self, request: v1::StartRestoreRequest) -> Answer<'_, v1::RestoreState> {
+        Box::pin(Agent::start_restore(self, request))
+    }
+
+    fn watch_restore<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RestoreState>> {
+        Box::pin(Agent::watch_restore(self, id))
+    }
+
+    fn cancel_restore<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RestoreState> {
+        let control = Some(v1::control_restore_request::Control::Cancel(true));
+        Box::pin(self.control_restore(v1::ControlRestoreRequest { run_uid: id.to_owned(), control }))
+    }
+
+    fn repository(&self, request: v1::RepositoryRequest) -> Answer<'_, v1::RepositoryResponse> {
+        Box::pin(Agent::repository(self, request))
+    }
+
+    fn list_points(&self, request: v1::ListPointsRequest) -> Answer<'_, Answers<v1::Point>> {
+        Box::pin(Agent::list_points(self, request))
+    }
+}

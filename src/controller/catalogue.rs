@@ -1,0 +1,88 @@
+//! The points that repositories hold, as their agents listed them last (in). What a restore reads is found here, by
+//! the repository's own word; a RestorePoint object is only a view of it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex},
+};
+
+use super::context::locked;
+use crate::rpc::v1;
+
+/// Namespace and name of a RestorePoint object.
+pub type PointName = (String, String);
+
+/// One repository's points by the names of their objects.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Shelf {
+    /// The repository's id.
+    pub repository_id: String,
+    /// Where each point is shown.
+    pub points: BTreeMap<PointName, Arc<v1::Point>>,
+}
+
+/// All points that are known.
+#[derive(Default)]
+pub struct Catalogue {
+    shelves: Mutex<HashMap<String, Shelf>>,
+}
+
+impl Catalogue {
+    /// Sets what the repository object of this UID holds.
+    pub fn set(&self, repository_uid: &str, shelf: Shelf) {
+        locked(&self.shelves).insert(repository_uid.to_owned(), shelf);
+    }
+
+    /// Adds a point that was just made.
+    pub fn add(&self, repository_uid: &str, repository_id: &str, name: PointName, point: v1::Point) {
+        let mut shelves = locked(&self.shelves);
+        let shelf = shelves.entry(repository_uid.to_owned()).or_default();
+        repository_id.clone_into(&mut shelf.repository_id);
+        shelf.points.insert(name, Arc::new(point));
+    }
+
+    /// Forgets a repository whose object is gone.
+    pub fn forget(&self, repository_uid: &str) {
+        locked(&self.shelves).remove(repository_uid);
+    }
+
+    /// Whether the repository's points have been listed since the controller started.
+    pub fn knows(&self, repository_uid: &str) -> bool {
+        locked(&self.shelves).contains_key(repository_uid)
+    }
+
+    /// All that the repository holds.
+    pub fn shelf(&self, repository_uid: &str) -> Option<Shelf> {
+        locked(&self.shelves).get(repository_uid).cloned()
+    }
+
+    /// How many points the repository holds.
+    pub fn count(&self, repository_uid: &str) -> Option<usize> {
+        locked(&self.shelves).get(repository_uid).map(|s| s.points.len())
+    }
+
+    /// The point that is shown by the object of this name.
+    pub fn point(&self, repository_uid: &str, name: &PointName) -> Option<Arc<v1::Point>> {
+        locked(&self.shelves).get(repository_uid)?.points.get(name).cloned()
+    }
+
+    /// Where a point is shown.
+    pub fn place(&self, repository_uid: &str, point_id: &str) -> Option<PointName> {
+        let shelves = locked(&self.shelves);
+        let shelf = shelves.get(repository_uid)?;
+        shelf.points.iter().find(|(_, p)| p.id == point_id).map(|(name, _)| name.clone())
+    }
+
+    /// The newest point of a guest that is shown in this namespace, with its object's name.
+    pub fn newest(&self, namespace: &str, guest_uuid: &str) -> Option<(PointName, Arc<v1::Point>)> {
+        let shelves = locked(&self.shelves);
+        let mut newest: Option<(&PointName, &Arc<v1::Point>)> = None;
+        for (name, point) in shelves.values().flat_map(|s| &s.points) {
+            let own = name.0 == namespace && point.guest.as_ref().is_some_and(|g| g.uuid == guest_uuid);
+            if own && newest.is_none_or(|(_, n)| n.checkpoint_time < point.checkpoint_time) {
+                newest = Some((name, point));
+            }
+        }
+        newest.map(|(name, point)| (name.clone(), point.clone()))
+    }
+}

@@ -1,0 +1,241 @@
+//! What the agents see on their nodes, as they said last (in), and who keeps asking them. A guest counts only when it
+//! stands here: its Guest object is a view.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    context::{Context, locked},
+    error, guest,
+};
+use crate::{api::words::Reason, rpc::v1};
+
+/// How long to wait before an agent that did not answer is asked again.
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+/// How often objects that could not be written are tried again.
+const RESYNC: Duration = Duration::from_secs(30);
+
+/// What one agent said last.
+#[derive(Debug, Clone, Default)]
+pub struct NodeView {
+    /// Whether the stream of its guests is open.
+    pub connected: bool,
+    /// When it last said something.
+    pub last_seen: Option<Timestamp>,
+    /// Its session.
+    pub session: String,
+    /// Its guests.
+    pub guests: Vec<v1::Guest>,
+    /// Its host files that cannot be used.
+    pub problems: Vec<v1::Problem>,
+}
+
+/// What all agents said last.
+#[derive(Default)]
+pub struct Inventory {
+    nodes: Mutex<BTreeMap<String, NodeView>>,
+}
+
+impl Inventory {
+    /// What the node's agent said last.
+    pub fn node(&self, node: &str) -> Option<NodeView> {
+        locked(&self.nodes).get(node).cloned()
+    }
+
+    /// The nodes whose agents are there now, with their sessions.
+    pub fn sessions(&self) -> BTreeMap<String, String> {
+        let nodes = locked(&self.nodes);
+        nodes.iter().filter(|(_, v)| v.connected).map(|(n, v)| (n.clone(), v.session.clone())).collect()
+    }
+
+    /// Who says that it has the guest of this name, with what it says.
+    pub fn claims(&self, namespace: &str, name: &str) -> Vec<(String, v1::Guest)> {
+        let nodes = locked(&self.nodes);
+        let mut claims = vec![];
+        for (node, view) in nodes.iter() {
+            let own = view.guests.iter().filter(|g| g.namespace == namespace && g.name == name);
+            claims.extend(own.map(|g| (node.clone(), g.clone())));
+        }
+        claims
+    }
+
+    /// Guests of other nodes or names with this UUID, as `node: namespace/name`.
+    pub fn doubles(&self, uuid: &str, namespace: &str, name: &str) -> Vec<String> {
+        let nodes = locked(&self.nodes);
+        let mut doubles = vec![];
+        for (node, view) in nodes.iter() {
+            let own = view.guests.iter().filter(|g| g.uuid == uuid && (g.namespace != namespace || g.name != name));
+            doubles.extend(own.map(|g| format!("{node}: {}/{}", g.namespace, g.name)));
+        }
+        doubles
+    }
+
+    /// Sets what an agent says; answers with the names of all guests that it said before or says now.
+    pub fn set(&self, node: &str, view: NodeView) -> BTreeSet<(String, String)> {
+        let mut nodes = locked(&self.nodes);
+        let before = nodes.insert(node.to_owned(), view).unwrap_or_default();
+        let now = nodes.get(node).map(|v| v.guests.as_slice()).unwrap_or_default();
+        before.guests.iter().chain(now).map(|g| (g.namespace.clone(), g.name.clone())).collect()
+    }
+}
+
+/// Keeps asking the agents of all nodes in the directory, until `end`.
+pub async fn keep(context: Arc<Context>, end: CancellationToken) {
+    let mut tasks: BTreeMap<String, CancellationToken> = BTreeMap::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(200));
+    while end.run_until_cancelled(tick.tick()).await.is_some() {
+        let nodes: BTreeSet<_> = context.agents.nodes().into_iter().collect();
+        tasks.retain(|node, task| {
+            let stays = nodes.contains(node);
+            if !stays {
+                task.cancel();
+            }
+            stays
+        });
+        for node in nodes {
+            tasks.entry(node.clone()).or_insert_with(|| {
+                let task = end.child_token();
+                tokio::spawn(ask(context.clone(), node, task.clone()));
+                task
+            });
+        }
+    }
+}
+
+/// Asks one agent again and again.
+async fn ask(context: Arc<Context>, node: String, end: CancellationToken) {
+    let mut failures = 0;
+    while !end.is_cancelled() {
+        let answered = end.run_until_cancelled(listen(&context, &node, &mut failures)).await;
+        let mut view = context.inventory.node(&node).unwrap_or_default();
+        if view.connected {
+            tracing::warn!(node, "The agent no longer answers");
+        }
+        view.connected = false;
+        changed(&context, &node, view);
+        if answered.is_some() {
+            let pause = PAUSES[failures.min(PAUSES.len() - 1)];
+            failures += 1;
+            end.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+    }
+}
+
+/// One connection's life: who the agent is, then all that it says.
+async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
+    let Some(agent) = context.agents.get(node) else { return };
+    let described = agent.describe().await;
+    let (who, mut stream) = match (described, agent.watch_guests().await) {
+        (Ok(who), Ok(stream)) => (who, stream),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::debug!(node, reason = error.reason(), "{}", error::chain(&error));
+            return;
+        }
+    };
+    tracing::info!(node, session = who.session, version = who.version, "The agent answers");
+    let mut shown: Vec<v1::Problem> = vec![];
+    let mut resync = tokio::time::interval(RESYNC);
+    loop {
+        let message = tokio::select! {
+            message = stream.next() => message,
+            _ = resync.tick() => {
+                if let Some(view) = context.inventory.node(node).filter(|v| v.connected) {
+                    make(context, &view.guests).await;
+                }
+                continue;
+            }
+        };
+        match message {
+            Some(Ok(said)) => {
+                *failures = 0;
+                for problem in said.problems.iter().filter(|p| !shown.contains(p)) {
+                    report(context, node, problem).await;
+                }
+                shown.clone_from(&said.problems);
+                let view = NodeView {
+                    connected: true,
+                    last_seen: Some(context.now()),
+                    session: who.session.clone(),
+                    guests: said.guests,
+                    problems: said.problems,
+                };
+                let guests = view.guests.clone();
+                changed(context, node, view);
+                make(context, &guests).await;
+            }
+            Some(Err(error)) => {
+                tracing::info!(node, reason = error.reason(), "{}", error::chain(&error));
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// Takes what an agent says and wakes everything that it may concern.
+fn changed(context: &Context, node: &str, view: NodeView) {
+    let before = context.inventory.node(node);
+    let news = before.as_ref().is_none_or(|b| b.connected != view.connected || b.session != view.session);
+    context.metrics.agent(node, view.connected);
+    let names = context.inventory.set(node, view);
+    for (namespace, name) in &names {
+        context.guests.wake(namespace, name);
+    }
+    let concerns = |namespace: &str, name: &str| names.iter().any(|(ns, n)| ns == namespace && n == name);
+    for run in context.runs.find(|r| !super::run::is_settled(r)) {
+        let namespace = run.metadata.namespace.clone().unwrap_or_default();
+        if concerns(&namespace, &run.spec.guest_ref.name) {
+            context.runs.wake(&namespace, run.metadata.name.as_deref().unwrap_or_default());
+        }
+    }
+    if news {
+        for repository in context.repositories.find(|_| true) {
+            let meta = &repository.metadata;
+            context
+                .repositories
+                .wake(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+/// Makes the Guest objects that are missing; one that cannot be made stops none of the others.
+async fn make(context: &Arc<Context>, guests: &[v1::Guest]) {
+    for said in guests {
+        if let Err(error) = guest::ensure(context, said).await {
+            tracing::warn!(namespace = said.namespace, guest = said.name, "{}", error::chain(&error));
+            context.metrics.failed("Guest", error.reason());
+        }
+    }
+}
+
+/// A host file that cannot be used has no object of its own: the Event stands on the Node.
+async fn report(context: &Context, node: &str, problem: &v1::Problem) {
+    tracing::warn!(node, subject = problem.subject, reason = problem.reason, "{}", problem.message);
+    let regarding = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Node".to_owned()),
+        name: Some(node.to_owned()),
+        uid: Some(node.to_owned()),
+        ..ObjectReference::default()
+    };
+    let event = Event {
+        type_: EventType::Warning,
+        reason: Reason::HostFileRefused.as_str().to_owned(),
+        note: Some(
+            format!("{} ({}): {}", problem.subject, problem.reason, problem.message).chars().take(1000).collect(),
+        ),
+        action: "ReadHostFile".to_owned(),
+        secondary: None,
+    };
+    super::write::publish(context, event, regarding).await;
+}

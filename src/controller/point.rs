@@ -1,0 +1,315 @@
+//! Kind RestorePoint: views of what repositories hold. Objects are made from the catalogue and come back when they are
+//! deleted; deleting one deletes no data, and one that the catalogue does not know shows that and does nothing.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{ResourceExt, core::ObjectMeta, runtime::controller::Action, runtime::events::EventType};
+use serde::Serialize;
+
+use super::{
+    catalogue::{PointName, Shelf},
+    context::Context,
+    error::{Error, chain},
+    write,
+};
+use crate::{
+    api::{
+        BackupRepository, RestorePoint, RestorePointSpec, RestorePointStatus,
+        condition::{self, Stage},
+        naming,
+        point::{Chain, PointGuest, StoredDisk},
+        quantity,
+        run::RepositoryRef,
+        words::{self, Reason},
+    },
+    rpc::v1,
+};
+
+/// How often a point is looked at without a reason.
+const RESYNC: Duration = Duration::from_secs(1800);
+
+/// What to show.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub enum Plan {
+    /// The repository's points are not known yet, or its object is gone.
+    Unknown,
+    /// The repository holds no such point for this namespace and name.
+    NotInRepository,
+    /// It does, but a parent is missing; with the agent's words.
+    ChainBroken(String),
+    /// All is there.
+    Available,
+}
+
+/// Decides what to show. `known`: the repository's points have been listed.
+pub fn plan(known: bool, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
+    match point {
+        _ if !known => Plan::Unknown,
+        Some(point) if point.id == spec.point_id && !point.chain_intact => {
+            Plan::ChainBroken(point.chain_problem.clone())
+        }
+        Some(point) if point.id == spec.point_id => Plan::Available,
+        Some(_) | None => Plan::NotInRepository,
+    }
+}
+
+/// The status from what the repository holds.
+pub fn report(
+    plan: &Plan,
+    point: Option<&v1::Point>,
+    old: Option<&RestorePointStatus>,
+    generation: Option<i64>,
+    now: Timestamp,
+) -> RestorePointStatus {
+    let mut status = match (plan, point) {
+        (Plan::Available | Plan::ChainBroken(_), Some(point)) => facts(point),
+        (Plan::NotInRepository, _) => RestorePointStatus::default(),
+        (Plan::Unknown | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
+    };
+    status.conditions = old.map(|o| o.conditions.clone()).unwrap_or_default();
+    status.observed_generation = generation;
+    let generation = generation.unwrap_or(0);
+    let (stage, available, chain, reason, message) = match plan {
+        Plan::Unknown => (
+            Stage::Unknown,
+            "Unknown",
+            "Unknown",
+            Reason::RepositoryUnknown,
+            "The repository has not been read yet: see the conditions of its BackupRepository.".to_owned(),
+        ),
+        Plan::NotInRepository => (
+            Stage::Stalled,
+            "False",
+            "Unknown",
+            Reason::NotInRepository,
+            "The repository holds no such point under this name. RestorePoints are made by the controller; one made by hand does nothing and can be deleted.".to_owned(),
+        ),
+        Plan::ChainBroken(problem) => (Stage::Stalled, "True", "False", Reason::ChainBroken, problem.clone()),
+        Plan::Available => (
+            Stage::Ready,
+            "True",
+            "True",
+            Reason::InRepository,
+            "The repository holds the point and all that it builds on.".to_owned(),
+        ),
+    };
+    let why = (reason.as_str(), message.as_str());
+    condition::set(&mut status.conditions, condition::AVAILABLE, available, why, generation, now);
+    condition::set(&mut status.conditions, condition::CHAIN_INTACT, chain, why, generation, now);
+    condition::set_stage(&mut status.conditions, stage, why, generation, now);
+    status
+}
+
+fn facts(point: &v1::Point) -> RestorePointStatus {
+    let stored = point.disks.iter().map(|d| d.stored_bytes).sum();
+    RestorePointStatus {
+        observed_generation: None,
+        conditions: vec![],
+        checkpoint_time: super::time(point.checkpoint_time).map(Time),
+        backup_type: super::backup_type(point.r#type()).to_owned(),
+        consistency: point.consistency.clone(),
+        sequence: Some(super::signed(point.sequence)),
+        manifest_digest: point.manifest_digest.clone(),
+        size: quantity::show(stored),
+        chain_length: point.disks.iter().map(|d| super::small(d.chain_length)).max(),
+        disks: point.disks.iter().map(stored_disk).collect(),
+    }
+}
+
+fn stored_disk(disk: &v1::PointDisk) -> StoredDisk {
+    StoredDisk {
+        name: disk.name.clone(),
+        lineage: disk.lineage.clone(),
+        parent: disk.parent.clone(),
+        chain: Chain {
+            root: disk.chain_root.clone(),
+            length: super::small(disk.chain_length),
+            bytes: super::signed(disk.chain_bytes),
+        },
+        virtual_size: super::signed(disk.virtual_size),
+        stored_bytes: super::signed(disk.stored_bytes),
+        format: disk.format.clone(),
+        backup_type: super::backup_type(disk.r#type()).to_owned(),
+        type_reason: disk.type_reason.clone(),
+    }
+}
+
+/// Brings one RestorePoint's status up to date.
+///
+/// # Errors
+/// When the API server does not take the status.
+pub async fn reconcile(context: Arc<Context>, object: Arc<RestorePoint>) -> Result<Action, Error> {
+    let name: PointName = (object.namespace().unwrap_or_default(), object.name_any());
+    let reference = &object.spec.repository_ref;
+    let repository = context.repositories.get(reference.namespace_or(&name.0), &reference.name);
+    let uid = repository.and_then(|r| r.metadata.uid);
+    let known = uid.as_deref().is_some_and(|uid| context.catalogue.knows(uid));
+    let point = uid.as_deref().and_then(|uid| context.catalogue.point(uid, &name));
+    let plan = plan(known, &object.spec, point.as_deref());
+    tracing::debug!(namespace = name.0, point = name.1, ?plan, "RestorePoint");
+    let status = report(&plan, point.as_deref(), object.status.as_ref(), object.metadata.generation, context.now());
+    write::status(&context, object.as_ref(), &status, "Show").await?;
+    Ok(Action::requeue(RESYNC))
+}
+
+/// Where a point is shown: with its guest where that is known and may use the repository, else with the repository.
+pub fn place(context: &Context, repository: &BackupRepository, id: &str, point: &v1::Point) -> Option<PointName> {
+    let guest = point.guest.as_ref()?;
+    let name =
+        naming::restore_point(&guest.name, &guest.uuid.parse().ok()?, &id.parse().ok()?, &point.id.parse().ok()?);
+    let own = repository.namespace().unwrap_or_default();
+    let known = repository.spec.allows(&own, &guest.namespace)
+        && !context
+            .guests
+            .find(|g| {
+                g.metadata.namespace.as_deref() == Some(&guest.namespace)
+                    && g.status.as_ref().is_some_and(|s| s.uuid == guest.uuid)
+            })
+            .is_empty();
+    Some((if known { guest.namespace.clone() } else { own }, name))
+}
+
+/// Takes the list of a repository's points as the truth about it.
+pub async fn sync(context: &Context, repository: &BackupRepository, id: &str, points: Vec<v1::Point>) {
+    let mut shelf = Shelf { repository_id: id.to_owned(), points: BTreeMap::new() };
+    for point in points {
+        match place(context, repository, id, &point) {
+            Some(name) => drop(shelf.points.insert(name, Arc::new(point))),
+            None => tracing::warn!(
+                repository = write::full_name(&repository.metadata),
+                point = point.id,
+                "A point's names cannot be read"
+            ),
+        }
+    }
+    context.catalogue.set(repository.metadata.uid.as_deref().unwrap_or_default(), shelf.clone());
+    show(context, repository, &shelf).await;
+}
+
+/// Makes the objects that are missing, and takes away those of points that are shown elsewhere now.
+pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shelf) {
+    let ids: BTreeMap<_, _> = shelf.points.iter().map(|(name, p)| (p.id.as_str(), name)).collect();
+    for (name, point) in &shelf.points {
+        match context.points.get(&name.0, &name.1) {
+            Some(there) if there.spec == spec(repository, name, point) => {
+                context.points.wake(&name.0, &name.1);
+                continue;
+            }
+            Some(_) => {
+                let note = format!(
+                    "RestorePoint {}/{} was not made by the controller: delete it, and the point is shown.",
+                    name.0, name.1
+                );
+                let reason = Reason::ForeignObject.as_str();
+                write::event(context, repository, EventType::Warning, reason, "ShowPoint", &note).await;
+                continue;
+            }
+            None => {}
+        }
+        if let Err(error) = make(context, repository, name, point, &shelf.repository_id).await {
+            tracing::warn!(point = point.id, "{}", chain(&error));
+            let note = format!(
+                "RestorePoint {}/{}: {}. The point itself is safe in the repository.",
+                name.0,
+                name.1,
+                chain(&error)
+            );
+            let reason = Reason::PointNotShown.as_str();
+            write::event(context, repository, EventType::Warning, reason, "ShowPoint", &note).await;
+        }
+    }
+    let ours = |p: &RestorePoint| {
+        let labels = p.labels();
+        labels.get(words::LABEL_REPOSITORY_ID) == Some(&shelf.repository_id)
+            && labels.get(words::LABEL_MANAGED_BY).is_some_and(|m| m == words::MANAGED_BY)
+    };
+    for object in context.points.find(ours) {
+        let name = (object.namespace().unwrap_or_default(), object.name_any());
+        let moved = ids.get(object.spec.point_id.as_str()).is_some_and(|now| **now != name && now.1 == name.1);
+        if moved && let Err(error) = write::delete(context, &object).await {
+            tracing::warn!("{}", chain(&error));
+        }
+        if !shelf.points.contains_key(&name) {
+            context.points.wake(&name.0, &name.1);
+        }
+    }
+}
+
+fn spec(repository: &BackupRepository, (namespace, _): &PointName, point: &v1::Point) -> RestorePointSpec {
+    let guest = point.guest.clone().unwrap_or_default();
+    let own = repository.namespace().filter(|own| own != namespace);
+    RestorePointSpec {
+        point_id: point.id.clone(),
+        guest: PointGuest { uuid: guest.uuid, name: guest.name },
+        repository_ref: RepositoryRef { name: repository.name_any(), namespace: own },
+    }
+}
+
+/// Makes the object of a point.
+///
+/// # Errors
+/// When the API server does not take it.
+pub async fn make(
+    context: &Context,
+    repository: &BackupRepository,
+    name: &PointName,
+    point: &v1::Point,
+    id: &str,
+) -> Result<(), Error> {
+    let guest = point.guest.clone().unwrap_or_default();
+    let mut object = RestorePoint::new(&name.1, spec(repository, name, point));
+    let labels = [
+        (words::LABEL_MANAGED_BY, words::MANAGED_BY),
+        (words::LABEL_GUEST_UUID, &guest.uuid),
+        (words::LABEL_REPOSITORY_ID, id),
+        (words::LABEL_POINT_ID, &point.id),
+    ];
+    object.metadata = ObjectMeta {
+        namespace: Some(name.0.clone()),
+        name: Some(name.1.clone()),
+        labels: Some(labels.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+        ..ObjectMeta::default()
+    };
+    write::apply(context, &object).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec_of(id: &str) -> RestorePointSpec {
+        RestorePointSpec {
+            point_id: id.to_owned(),
+            guest: PointGuest { uuid: "u".to_owned(), name: "g".to_owned() },
+            repository_ref: RepositoryRef { name: "r".to_owned(), namespace: None },
+        }
+    }
+
+    #[test]
+    fn a_point_made_by_hand_says_that_the_repository_does_not_hold_it() {
+        let plan = plan(true, &spec_of("a"), None);
+        assert_eq!(plan, Plan::NotInRepository);
+        let forged = RestorePointStatus { size: "1Gi".to_owned(), ..RestorePointStatus::default() };
+        let status = report(&plan, None, Some(&forged), Some(1), Timestamp::UNIX_EPOCH);
+        assert!(status.size.is_empty());
+        assert_eq!(condition::find(&status.conditions, condition::AVAILABLE).unwrap().status, "False");
+    }
+
+    #[test]
+    fn another_point_under_the_name_is_not_shown_as_this_one() {
+        let other = v1::Point { id: "b".to_owned(), chain_intact: true, ..v1::Point::default() };
+        assert_eq!(plan(true, &spec_of("a"), Some(&other)), Plan::NotInRepository);
+    }
+
+    #[test]
+    fn a_broken_chain_and_an_unread_repository_are_no_available_points() {
+        let broken =
+            v1::Point { id: "a".to_owned(), chain_problem: "Parent x is missing".to_owned(), ..v1::Point::default() };
+        assert_eq!(plan(true, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
+        assert_eq!(plan(false, &spec_of("a"), Some(&broken)), Plan::Unknown);
+        let whole = v1::Point { chain_intact: true, ..broken };
+        assert_eq!(plan(true, &spec_of("a"), Some(&whole)), Plan::Available);
+    }
+}

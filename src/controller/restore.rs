@@ -1,0 +1,309 @@
+//! Kind RestoreRun: one restore of one point to files of a node. What is read comes from the repository's own list of
+//! points, never from the RestorePoint object, which is only a name for it.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{ResourceExt, runtime::controller::Action};
+
+use super::{
+    context::Context,
+    error::{Error, chain},
+    write,
+};
+use crate::{
+    api::{
+        BackupRepository, RestoreRun, RestoreRunStatus, condition,
+        restore::{ImageFormat, OverwritePolicy, RestoreMode, Verify},
+        words::{FINALIZER, Reason},
+    },
+    retry::Retry,
+    rpc::{client::RpcError, v1},
+};
+
+pub mod plan;
+pub mod report;
+
+use plan::{Blocker, OnAgent, Plan, Started, World};
+
+/// More steps than any reconcile needs; what is left goes on at the next.
+const STEPS: usize = 6;
+/// How often a restore that is going is looked at without news.
+const WATCHDOG: Duration = Duration::from_secs(15);
+/// An agent that is silent for less is not worth a word in the status.
+const SILENCE_SHOWN: Duration = Duration::from_secs(10);
+
+/// Whether the restore has ended: then its phase never changes.
+pub fn is_settled(restore: &RestoreRun) -> bool {
+    restore.status.as_ref().is_some_and(settled_conditions)
+}
+
+fn settled_conditions(status: &RestoreRunStatus) -> bool {
+    condition::is_true(&status.conditions, condition::COMPLETE)
+        || condition::is_true(&status.conditions, condition::FAILED)
+}
+
+/// The point that is restored, as its repository holds it.
+struct Source {
+    repository: BackupRepository,
+    id: String,
+    point: Arc<v1::Point>,
+}
+
+/// Brings one restore on its way, step by step, and its status up to date.
+///
+/// # Errors
+/// When the API server or an agent did not take a step; it is safe to repeat.
+pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Result<Action, Error> {
+    let mut restore = restore.as_ref().clone();
+    for _ in 0..STEPS {
+        let (mut world, source) = observe(&context, &restore);
+        let next = plan::plan(&world, context.now());
+        tracing::debug!(restore = write::full_name(&restore.metadata), ?next, "RestoreRun");
+        let next = match next {
+            Plan::Keep => {
+                context.restoring.forget(&uid(&restore));
+                return Ok(Action::await_change());
+            }
+            Plan::Release => {
+                context.restoring.forget(&uid(&restore));
+                write::finalizer(&context, &restore, false).await?;
+                return Ok(Action::requeue(Duration::from_secs(1)));
+            }
+            Plan::Start => match start(&context, &restore, source.as_ref().ok()).await {
+                Ok(state) => {
+                    follow(&context, &restore);
+                    context.restoring.tell(&uid(&restore), state.clone(), context.now());
+                    if let Some(started) = &mut world.started {
+                        started.on_agent = OnAgent::State(Box::new(state));
+                    }
+                    plan::plan(&world, context.now())
+                }
+                Err(Refusal::Silent(message)) => {
+                    tracing::info!(restore = write::full_name(&restore.metadata), "{message}");
+                    follow(&context, &restore);
+                    next
+                }
+                Err(Refusal::No { retry: Retry::Backoff | Retry::Now, message, .. }) => {
+                    tracing::info!(restore = write::full_name(&restore.metadata), "{message}");
+                    next
+                }
+                Err(Refusal::No { reason, message, retry: Retry::OnChange }) => Plan::Fail { reason, message },
+            },
+            Plan::Cancel => {
+                cancel(&context, &restore).await;
+                next
+            }
+            other => other,
+        };
+        if next == Plan::Intend {
+            write::finalizer(&context, &restore, true).await?;
+        }
+        let status = report::report(&next, &world, restore.status.as_ref(), context.now());
+        write::status(&context, &restore, &status, "Restore").await?;
+        if settled_conditions(&status) && !is_settled(&restore) {
+            count(&context, &restore, &status);
+        }
+        restore.status = Some(status);
+        match next {
+            Plan::Intend => {
+                let list = restore.finalizers_mut();
+                if !list.iter().any(|f| f == FINALIZER) {
+                    list.push(FINALIZER.to_owned());
+                }
+            }
+            Plan::Complete | Plan::Fail { .. } => {
+                context.restoring.forget(&uid(&restore));
+                context.metrics.going("RestoreRun", context.restoring.running());
+                return Ok(Action::requeue(Duration::from_millis(200)));
+            }
+            Plan::Wait { after, .. } => return Ok(Action::requeue(after)),
+            Plan::Follow => return Ok(Action::requeue(WATCHDOG)),
+            Plan::Cancel | Plan::Start => return Ok(Action::requeue(Duration::from_secs(3))),
+            Plan::Keep | Plan::Release => return Ok(Action::await_change()),
+        }
+    }
+    Ok(Action::requeue(Duration::from_secs(1)))
+}
+
+fn uid(restore: &RestoreRun) -> String {
+    restore.metadata.uid.clone().unwrap_or_default()
+}
+
+fn follow(context: &Arc<Context>, restore: &RestoreRun) {
+    let (namespace, name) = (restore.namespace().unwrap_or_default(), restore.name_any());
+    let waker = Arc::downgrade(context);
+    let wake = move || {
+        if let Some(context) = waker.upgrade() {
+            context.restores.wake(&namespace, &name);
+        }
+    };
+    let target = (restore.spec.target.node_name.as_str(), uid(restore));
+    context.restoring.follow(context.agents.clone(), (target.0, &target.1), context.clock.clone(), wake);
+    context.metrics.going("RestoreRun", context.restoring.running());
+}
+
+fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Source, Blocker>) {
+    let now = context.now();
+    let status = restore.status.clone().unwrap_or_default();
+    let created = restore.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
+    let settled = settled_conditions(&status);
+    let started = status.agent.as_ref().filter(|_| !settled).map(|agent| {
+        if !agent.session.is_empty() {
+            follow(context, restore);
+        }
+        let seen = context.restoring.seen(&uid(restore)).unwrap_or_default();
+        let long = |at: &Timestamp| super::since(*at, now) >= SILENCE_SHOWN;
+        let lost_since =
+            seen.lost_since.map(|at| agent.lost_since.as_ref().map_or(at, |old| old.0.min(at))).filter(long);
+        let on_agent = match seen.state {
+            Some((state, _)) => OnAgent::State(Box::new(state)),
+            None if seen.unknown => OnAgent::Unknown,
+            None => OnAgent::Silent,
+        };
+        Started { session: agent.session.clone(), on_agent, lost_since }
+    });
+    let source = check(context, restore);
+    let world = World {
+        settled,
+        deleted: restore.metadata.deletion_timestamp.as_ref().map(|t| t.0),
+        finalizer: restore.finalizers().iter().any(|f| f == FINALIZER),
+        cancel: restore.spec.cancel,
+        known_since: created.max(context.started),
+        node: restore.spec.target.node_name.clone(),
+        verify: restore.spec.verify == Verify::Digest,
+        generation: restore.metadata.generation.unwrap_or(0),
+        blocker: source.as_ref().err().cloned(),
+        started,
+    };
+    (world, source)
+}
+
+/// Whether the restore can start: the point is what its repository says that it is, and the node's agent is there.
+fn check(context: &Context, restore: &RestoreRun) -> Result<Source, Blocker> {
+    let namespace = restore.namespace().unwrap_or_default();
+    let name = &restore.spec.restore_point_ref.name;
+    let Some(object) = context.points.get(&namespace, name) else {
+        let message = format!(
+            "There is no RestorePoint {name} in this namespace: see `kubectl get restorepoints.driftline.dev`."
+        );
+        return Err(Blocker::stays(Reason::PointNotFound, message));
+    };
+    let reference = &object.spec.repository_ref;
+    let at = reference.namespace_or(&namespace);
+    let repository = context.repositories.get(at, &reference.name).filter(|r| r.spec.allows(at, &namespace));
+    let Some(repository) = repository else {
+        let message = format!(
+            "RestorePoint {name} names a BackupRepository {at}/{} that is not there or that this namespace may not use.",
+            reference.name
+        );
+        return Err(Blocker::stays(Reason::RepositoryNotFound, message));
+    };
+    let status = repository.status.clone().unwrap_or_default();
+    let ready = condition::is_true(&status.conditions, condition::READY);
+    let repository_uid = repository.metadata.uid.clone().unwrap_or_default();
+    let (Some(id), true, true) = (status.repository_id, ready, context.catalogue.knows(&repository_uid)) else {
+        return Err(Blocker::away(
+            Reason::RepositoryNotReady,
+            format!("BackupRepository {at}/{} is not ready: see its conditions.", reference.name),
+        ));
+    };
+    // The name leads to the point that the repository holds under it, for this namespace and no other.
+    let point = context.catalogue.point(&repository_uid, &(namespace.clone(), name.clone()));
+    let Some(point) = point.filter(|p| p.id == object.spec.point_id) else {
+        let message = format!(
+            "The repository holds no point that RestorePoint {name} of this namespace shows: it was made by hand, or its data is gone."
+        );
+        return Err(Blocker::stays(Reason::PointNotAvailable, message));
+    };
+    if !point.chain_intact {
+        return Err(Blocker::stays(Reason::PointNotAvailable, point.chain_problem.clone()));
+    }
+    let has: Vec<_> = point.disks.iter().map(|d| d.name.as_str()).collect();
+    if let Some(missing) = restore.spec.target.disks.iter().find(|d| !has.contains(&d.name.as_str())) {
+        let message = format!("RestorePoint {name} has no disk {}; it has {}.", missing.name, has.join(", "));
+        return Err(Blocker::stays(Reason::DiskNotFound, message));
+    }
+    let node = &restore.spec.target.node_name;
+    if let Some(only) = repository.spec.filesystem.node_name.as_deref().filter(|only| only != node) {
+        let message = format!("BackupRepository {at}/{} is on node {only}: restore to that node.", reference.name);
+        return Err(Blocker::stays(Reason::RepositoryNotOnNode, message));
+    }
+    if !context.inventory.node(node).is_some_and(|v| v.connected) {
+        return Err(Blocker::away(
+            Reason::AgentUnavailable,
+            format!("The agent of node {node} does not answer: see whether its pod runs."),
+        ));
+    }
+    Ok(Source { repository, id, point })
+}
+
+/// Why an agent did not start.
+enum Refusal {
+    /// It did not answer: it may have started all the same.
+    Silent(String),
+    /// It said no.
+    No { reason: String, message: String, retry: Retry },
+}
+
+/// Asks the agent to start. Safe to repeat: it answers a known id with the state that it finds.
+async fn start(context: &Context, restore: &RestoreRun, source: Option<&Source>) -> Result<v1::RestoreState, Refusal> {
+    let node = &restore.spec.target.node_name;
+    let Some(source) = source else { return Err(Refusal::Silent("The point cannot be looked up now".to_owned())) };
+    let Some(agent) = context.agents.get(node) else {
+        return Err(Refusal::Silent(format!("Node {node} has no agent")));
+    };
+    let spec = &restore.spec;
+    let RestoreMode::Flatten = spec.mode;
+    let disks = spec.target.disks.iter().map(|d| v1::RestoreDisk { name: d.name.clone(), path: d.path.clone() });
+    let request = v1::StartRestoreRequest {
+        run_uid: uid(restore),
+        repository: Some(v1::RepositoryAddress {
+            path: source.repository.spec.filesystem.path.clone(),
+            id: source.id.clone(),
+        }),
+        namespace: restore.namespace().unwrap_or_default(),
+        guest_uuid: source.point.guest.as_ref().map(|g| g.uuid.clone()).unwrap_or_default(),
+        point_id: source.point.id.clone(),
+        disks: disks.collect(),
+        format: match spec.format {
+            ImageFormat::Qcow2 => v1::ImageFormat::Qcow2.into(),
+            ImageFormat::Raw => v1::ImageFormat::Raw.into(),
+        },
+        overwrite_policy: match spec.overwrite_policy {
+            OverwritePolicy::Never => v1::OverwritePolicy::Never.into(),
+            OverwritePolicy::Always => v1::OverwritePolicy::Always.into(),
+        },
+        verify_digests: spec.verify == Verify::Digest,
+    };
+    agent.start_restore(request).await.map_err(|error| match error {
+        RpcError::Refused { reason, message, retry, .. } => Refusal::No { reason, message, retry },
+        silent => Refusal::Silent(chain(&silent)),
+    })
+}
+
+/// Asks the agent to cancel; what came of it comes with the restore's state.
+async fn cancel(context: &Arc<Context>, restore: &RestoreRun) {
+    if let Some(agent) = context.agents.get(&restore.spec.target.node_name)
+        && let Err(error) = agent.cancel_restore(&uid(restore)).await
+    {
+        tracing::info!(restore = write::full_name(&restore.metadata), reason = error.reason(), "{error}");
+    }
+    follow(context, restore);
+}
+
+fn count(context: &Context, restore: &RestoreRun, status: &RestoreRunStatus) {
+    let reason = condition::find(&status.conditions, condition::FAILED).map(|c| c.reason.as_str()).unwrap_or_default();
+    let result = match condition::is_true(&status.conditions, condition::COMPLETE) {
+        true => "Complete",
+        false if reason == Reason::Cancelled.as_str() => "Cancelled",
+        false => "Failed",
+    };
+    context.metrics.ended("RestoreRun", result, reason);
+    let took = match (&status.start_time, &status.completion_time) {
+        (Some(Time(start)), Some(Time(end))) => super::since(*start, *end).as_secs(),
+        _ => 0,
+    };
+    tracing::info!(restore = write::full_name(&restore.metadata), result, reason, seconds = took, "The restore ended");
+}

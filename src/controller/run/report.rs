@@ -1,0 +1,244 @@
+//! A BackupRun's status (pure): from what was really done and what its agent says.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::plan::{OnAgent, Plan, Started, World};
+use crate::{
+    api::{
+        BackupRunStatus,
+        condition::{self, Stage},
+        duration, quantity,
+        run::{RestorePointRef, RunAgent, RunDisk},
+        words::Reason,
+    },
+    controller::{backup_type, signed, since, time},
+    rpc::v1,
+};
+
+/// What goes into a status beside plan and world.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The object that shows the point.
+    pub point: Option<RestorePointRef>,
+    /// When the agent's state was published.
+    pub seen_at: Option<Timestamp>,
+    /// The agent's session.
+    pub session: String,
+    /// The object's generation.
+    pub generation: i64,
+}
+
+/// The status after a step.
+pub fn report(
+    plan: &Plan,
+    world: &World,
+    facts: &Facts,
+    old: Option<&BackupRunStatus>,
+    now: Timestamp,
+) -> BackupRunStatus {
+    let mut status = old.cloned().unwrap_or_default();
+    status.observed_generation = Some(facts.generation);
+    if let (Plan::Follow, Some(Started { on_agent: OnAgent::Silent, lost_since: None, .. })) = (plan, &world.started) {
+        // Asked and not answered yet: what was shown is still the best that is known.
+        return status;
+    }
+    status.requested_type = "Full".to_owned();
+    status.queue_position = None;
+    status.retry_time = None;
+    if let Some(started) = &world.started {
+        let lost_since = started.lost_since.map(Time);
+        status.agent = Some(RunAgent { node: started.node.clone(), session: facts.session.clone(), lost_since });
+        status.attempts = Some(world.attempts);
+        if let OnAgent::State(state) = &started.on_agent {
+            progress(&mut status, state, facts, now);
+        }
+    }
+    if matches!(plan, Plan::Pause { .. }) {
+        status.retry_time = world.retry_at.map(Time);
+        return status;
+    }
+    let (phase, stage, reason, message) = words(plan, world);
+    match plan {
+        Plan::Queue { position, .. } => status.queue_position = Some(*position),
+        Plan::Retry { pause, .. } => {
+            status.retry_time = now.checked_add(*pause).ok().map(Time);
+            status.agent = None;
+        }
+        Plan::Intend { node, attempt } => {
+            status.agent = Some(RunAgent { node: node.clone(), session: String::new(), lost_since: None });
+            status.attempts = Some(*attempt);
+            status.disks = vec![];
+            status.progress = String::new();
+        }
+        Plan::Complete => {
+            status.restore_point_ref.clone_from(&facts.point);
+            status.progress = "100%".to_owned();
+        }
+        Plan::Wait { .. }
+        | Plan::Pause { .. }
+        | Plan::Start { .. }
+        | Plan::Follow
+        | Plan::Cancel { .. }
+        | Plan::Fail { .. }
+        | Plan::Keep { .. }
+        | Plan::Expire
+        | Plan::Release => {}
+    }
+    let why = (reason.as_str(), message.as_str());
+    let ended = match plan {
+        Plan::Complete => Some(("True", "False")),
+        Plan::Fail { .. } => Some(("False", "True")),
+        _ => None,
+    };
+    if let Some((complete, failed)) = ended {
+        let end = Time(agents_end(world).unwrap_or(now));
+        if let Some(start) = &status.start_time {
+            status.duration = duration::show(since(start.0, end.0));
+        }
+        status.completion_time.get_or_insert(end);
+        if let Some(agent) = &mut status.agent {
+            agent.lost_since = None;
+        }
+        condition::set(&mut status.conditions, condition::COMPLETE, complete, why, facts.generation, now);
+        condition::set(&mut status.conditions, condition::FAILED, failed, why, facts.generation, now);
+    } else {
+        condition::set(&mut status.conditions, condition::COMPLETE, "False", why, facts.generation, now);
+        condition::set(&mut status.conditions, condition::FAILED, "False", why, facts.generation, now);
+    }
+    let taken = status.checkpoint_time.is_some();
+    let instant = if taken { Reason::CheckpointTaken } else { Reason::CheckpointPending };
+    let word = if taken { "True" } else { "False" };
+    condition::set(
+        &mut status.conditions,
+        condition::CHECKPOINT_CREATED,
+        word,
+        (instant.as_str(), instant.meaning()),
+        facts.generation,
+        now,
+    );
+    condition::set_stage(&mut status.conditions, stage, why, facts.generation, now);
+    phase.clone_into(&mut status.phase);
+    status
+}
+
+fn agents_end(world: &World) -> Option<Timestamp> {
+    match &world.started.as_ref()?.on_agent {
+        OnAgent::State(state) => time(state.completion_time),
+        OnAgent::Silent | OnAgent::Unknown => None,
+    }
+}
+
+/// Phase, stage, reason and message of a step.
+fn words(plan: &Plan, world: &World) -> (&'static str, Stage, String, String) {
+    let going =
+        |phase, reason: Reason, message: String| (phase, Stage::Reconciling, reason.as_str().to_owned(), message);
+    match plan {
+        Plan::Wait { blocker, .. } => ("Pending", Stage::NotReady, blocker.reason.clone(), blocker.message.clone()),
+        Plan::Queue { behind, position } => going(
+            "Queued",
+            Reason::Queued,
+            format!("{position} run(s) of the same guest are in front, first {behind}."),
+        ),
+        Plan::Pause { .. } => {
+            let text = "A try failed; the next one starts at retryTime.".to_owned();
+            ("Pending", Stage::NotReady, Reason::Retrying.as_str().to_owned(), text)
+        }
+        Plan::Retry { reason, message, .. } => {
+            let text =
+                format!("Try {} failed ({reason}: {message}); the next one starts at retryTime.", world.attempts);
+            ("Pending", Stage::NotReady, Reason::Retrying.as_str().to_owned(), text)
+        }
+        Plan::Intend { node, .. } | Plan::Start { node } => {
+            going("Starting", Reason::Starting, format!("The agent of node {node} is being asked to start."))
+        }
+        Plan::Cancel { node, reason } => {
+            let (phase, _) = phase(world);
+            going(
+                phase,
+                Reason::Cancelling,
+                format!("The agent of node {node} is being asked to cancel ({}).", reason.as_str()),
+            )
+        }
+        Plan::Follow | Plan::Keep { .. } | Plan::Expire | Plan::Release => {
+            let (phase, message) = phase(world);
+            going(phase, Reason::Running, message)
+        }
+        Plan::Complete => (
+            "Complete",
+            Stage::Ready,
+            Reason::BackupComplete.as_str().to_owned(),
+            "The restore point is durable.".to_owned(),
+        ),
+        Plan::Fail { reason, message } => ("Failed", Stage::Stalled, reason.clone(), message.clone()),
+    }
+}
+
+fn phase(world: &World) -> (&'static str, String) {
+    let Some(started) = &world.started else { return ("Pending", String::new()) };
+    let lost = started
+        .lost_since
+        .map(|at| format!(" Its agent has not answered since {at}; the copy goes on in QEMU."))
+        .unwrap_or_default();
+    let (phase, message) = match &started.on_agent {
+        OnAgent::Silent | OnAgent::Unknown => {
+            ("Starting", format!("The agent of node {} holds the run.", started.node))
+        }
+        OnAgent::State(state) => match state.phase() {
+            v1::RunPhase::Unspecified | v1::RunPhase::Waiting => {
+                let why = if state.message.is_empty() { "Waiting for the guest's lock." } else { &state.message };
+                ("Queued", why.to_owned())
+            }
+            v1::RunPhase::Preparing => ("Preparing", "The targets are being made.".to_owned()),
+            v1::RunPhase::Copying => ("Copying", "The checkpoint stands; the disks are being copied.".to_owned()),
+            v1::RunPhase::Finishing | v1::RunPhase::Complete | v1::RunPhase::Failed | v1::RunPhase::Cancelled => {
+                ("Finishing", "All is copied; the data is being checked and made durable.".to_owned())
+            }
+        },
+    };
+    (phase, format!("{message}{lost}"))
+}
+
+fn progress(status: &mut BackupRunStatus, state: &v1::RunState, facts: &Facts, now: Timestamp) {
+    status.start_time = time(state.start_time).map(Time).or(status.start_time.take());
+    // The instant latches: whatever comes after it, what the guest wrote since is not in this point.
+    status.checkpoint_time = time(state.checkpoint_time).map(Time).or(status.checkpoint_time.take());
+    status.backup_type = backup_type(state.r#type()).to_owned();
+    status.type_reason.clone_from(&state.type_reason);
+    status.disks = state.disks.iter().map(disk).collect();
+    let sum = |of: fn(&v1::DiskState) -> u64| state.disks.iter().map(of).fold(0u64, u64::saturating_add);
+    let (done, total) = (sum(|d| d.done_bytes), sum(|d| d.total_bytes));
+    status.progress = percent(done, total);
+    if let Some(point) = &state.point {
+        status.size = quantity::show(point.disks.iter().map(|d| d.stored_bytes).sum());
+    }
+    if let Some(start) = &status.start_time {
+        let until = time(state.completion_time).unwrap_or_else(|| facts.seen_at.unwrap_or(now));
+        status.duration = duration::show(since(start.0, until));
+    }
+}
+
+/// Done of total as a column shows it; empty while nothing is known.
+pub(crate) fn percent(done: u64, total: u64) -> String {
+    match u128::from(done.min(total)) * 100 {
+        _ if total == 0 => String::new(),
+        hundredfold => format!("{}%", hundredfold / u128::from(total)),
+    }
+}
+
+fn disk(disk: &v1::DiskState) -> RunDisk {
+    RunDisk {
+        name: disk.name.clone(),
+        backup_type: backup_type(disk.r#type()).to_owned(),
+        type_reason: disk.type_reason.clone(),
+        job_id: disk.job_id.clone(),
+        job_status: disk.job_status.clone(),
+        io_status: disk.io_status.clone(),
+        paused: disk.paused,
+        speed: signed(disk.speed),
+        total_bytes: signed(disk.total_bytes),
+        done_bytes: signed(disk.done_bytes),
+        stored_bytes: signed(disk.stored_bytes),
+        error: disk.error.clone(),
+    }
+}

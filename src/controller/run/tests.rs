@@ -1,0 +1,257 @@
+//! What a run's next step is, and what its status says.
+
+use jiff::Timestamp;
+
+use super::{plan::*, report::*, *};
+use crate::rpc::v1::{DiskState, RunPhase, RunState};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn world() -> World {
+    World {
+        settled: None,
+        deleted: None,
+        finalizer: false,
+        cancel: false,
+        created: at(0),
+        known_since: at(0),
+        deadline: Duration::from_secs(3_600),
+        ttl: None,
+        backoff_limit: 2,
+        attempts: 0,
+        retry_at: None,
+        started: None,
+        ready: Ok("n1".to_owned()),
+        in_front: None,
+    }
+}
+
+fn going(on_agent: OnAgent) -> World {
+    let started = Started { node: "n1".to_owned(), accepted: true, on_agent, lost_since: None };
+    World { started: Some(started), attempts: 1, finalizer: true, ..world() }
+}
+
+fn state(phase: RunPhase) -> OnAgent {
+    OnAgent::State(Box::new(RunState {
+        phase: phase.into(),
+        session: "s1".to_owned(),
+        start_time: 1_000,
+        ..RunState::default()
+    }))
+}
+
+fn failed(retriable: bool) -> OnAgent {
+    let state = RunState {
+        phase: RunPhase::Failed.into(),
+        reason: "X".into(),
+        message: "m".into(),
+        retriable,
+        ..RunState::default()
+    };
+    OnAgent::State(Box::new(state))
+}
+
+fn reason_of(plan: &Plan) -> &str {
+    match plan {
+        Plan::Fail { reason, .. } => reason,
+        other => panic!("not a failure: {other:?}"),
+    }
+}
+
+fn shown(plan: &Plan, world: &World, old: Option<&BackupRunStatus>) -> BackupRunStatus {
+    report::report(plan, world, &Facts { generation: 1, ..Facts::default() }, old, at(100))
+}
+
+#[test]
+fn the_intent_is_written_before_the_agent_is_asked() {
+    assert_eq!(plan::plan(&world(), at(1)), Plan::Intend { node: "n1".to_owned(), attempt: 1 });
+    let mut asked = going(OnAgent::Silent);
+    asked.started.as_mut().unwrap().accepted = false;
+    assert_eq!(plan::plan(&asked, at(1)), Plan::Start { node: "n1".to_owned() });
+}
+
+#[test]
+fn a_run_that_its_agent_took_is_followed_and_never_started_again_after_a_restart() {
+    assert_eq!(plan::plan(&going(OnAgent::Silent), at(1)), Plan::Follow);
+    assert_eq!(plan::plan(&going(state(RunPhase::Copying)), at(1)), Plan::Follow);
+}
+
+#[test]
+fn a_run_that_its_agent_has_forgotten_is_tried_anew_under_another_id() {
+    let plan = plan::plan(&going(OnAgent::Unknown), at(1));
+    assert!(matches!(&plan, Plan::Retry { reason, .. } if reason == "RunUnknownToAgent"));
+    assert_ne!(naming::agent_run("u", 1), naming::agent_run("u", 2));
+}
+
+#[test]
+fn what_a_person_has_to_mend_fails_after_a_grace_and_what_passes_is_waited_for() {
+    let stays = World { ready: Err(Blocker::stays(Reason::GuestNotFound, "x")), ..world() };
+    assert!(matches!(plan::plan(&stays, at(29)), Plan::Wait { .. }));
+    assert_eq!(reason_of(&plan::plan(&stays, at(30))), "GuestNotFound");
+    let young = World { known_since: at(1_000), ..stays };
+    assert!(matches!(plan::plan(&young, at(1_001)), Plan::Wait { .. }), "the controller has only just started");
+    let problem = World { ready: Err(Blocker::problem(Reason::GuestNotReady, "x")), ..world() };
+    assert!(matches!(plan::plan(&problem, at(59)), Plan::Wait { .. }));
+    assert_eq!(reason_of(&plan::plan(&problem, at(60))), "GuestNotReady");
+    let away = World { ready: Err(Blocker::away(Reason::AgentUnavailable, "x")), ..world() };
+    assert!(matches!(plan::plan(&away, at(599)), Plan::Wait { .. }));
+    assert_eq!(reason_of(&plan::plan(&away, at(600))), "AgentUnavailable");
+    let late = plan::plan(&World { deadline: Duration::from_secs(100), ..away }, at(100));
+    assert_eq!(reason_of(&late), "DeadlineExceeded");
+    assert!(matches!(late, Plan::Fail { message, .. } if message.ends_with("because: x")));
+}
+
+#[test]
+fn a_retriable_failure_is_tried_again_with_growing_pauses_up_to_the_limit() {
+    let mut world = going(failed(true));
+    let mut pauses = vec![];
+    for attempts in 1..=2 {
+        world.attempts = attempts;
+        let Plan::Retry { pause, .. } = plan::plan(&world, at(1)) else { panic!("no retry after try {attempts}") };
+        pauses.push(pause.as_secs());
+    }
+    assert_eq!(pauses, [10, 20]);
+    world.attempts = 3;
+    assert_eq!(reason_of(&plan::plan(&world, at(1))), "X");
+}
+
+#[test]
+fn what_cannot_be_mended_by_trying_again_is_not_tried_again() {
+    assert_eq!(reason_of(&plan::plan(&going(failed(false)), at(1))), "X");
+}
+
+#[test]
+fn a_retry_waits_for_its_time_and_is_the_next_try() {
+    let world = World { attempts: 1, retry_at: Some(at(20)), ..world() };
+    assert!(matches!(plan::plan(&world, at(19)), Plan::Pause { .. }));
+    assert_eq!(plan::plan(&world, at(20)), Plan::Intend { node: "n1".to_owned(), attempt: 2 });
+}
+
+#[test]
+fn runs_of_one_guest_go_one_after_the_other() {
+    let world = World { in_front: Some(("first".to_owned(), 2)), ..world() };
+    let plan = plan::plan(&world, at(1));
+    assert_eq!(plan, Plan::Queue { behind: "first".to_owned(), position: 2 });
+    let status = shown(&plan, &world, None);
+    assert_eq!((status.phase.as_str(), status.queue_position), ("Queued", Some(2)));
+}
+
+#[test]
+fn cancel_stops_what_has_not_started_and_asks_the_agent_about_what_has() {
+    assert_eq!(reason_of(&plan::plan(&World { cancel: true, ..world() }, at(1))), "Cancelled");
+    let copying = World { cancel: true, ..going(state(RunPhase::Copying)) };
+    assert!(matches!(plan::plan(&copying, at(1)), Plan::Cancel { reason: Reason::Cancelled, .. }));
+    let cancelled = World { cancel: true, ..going(state(RunPhase::Cancelled)) };
+    assert_eq!(reason_of(&plan::plan(&cancelled, at(1))), "Cancelled");
+}
+
+#[test]
+fn a_cancel_that_comes_too_late_leaves_the_run_complete() {
+    let world = World { cancel: true, deleted: Some(at(1)), ..going(state(RunPhase::Complete)) };
+    assert_eq!(plan::plan(&world, at(2)), Plan::Complete);
+}
+
+#[test]
+fn the_deadline_cancels_a_run_and_is_its_reason() {
+    assert!(matches!(
+        plan::plan(&going(state(RunPhase::Copying)), at(3_600)),
+        Plan::Cancel { reason: Reason::DeadlineExceeded, .. }
+    ));
+    assert_eq!(reason_of(&plan::plan(&going(state(RunPhase::Cancelled)), at(3_601))), "DeadlineExceeded");
+}
+
+#[test]
+fn a_deleted_run_is_cancelled_first_and_released_at_its_end() {
+    let copying = World { deleted: Some(at(5)), ..going(state(RunPhase::Copying)) };
+    assert!(matches!(plan::plan(&copying, at(6)), Plan::Cancel { .. }));
+    let never_started = World { deleted: Some(at(5)), finalizer: true, ..world() };
+    assert_eq!(plan::plan(&never_started, at(6)), Plan::Release);
+    let unheard_of = World { deleted: Some(at(5)), ..going(OnAgent::Unknown) };
+    assert_eq!(plan::plan(&unheard_of, at(6)), Plan::Release);
+    let ended = World { settled: Some(Settled { at: at(7) }), ..copying };
+    assert_eq!(plan::plan(&ended, at(8)), Plan::Release);
+}
+
+#[test]
+fn an_agent_is_given_up_after_ten_minutes_and_no_sooner() {
+    let mut world = World { deadline: Duration::from_secs(86_400), ..going(state(RunPhase::Copying)) };
+    world.started.as_mut().unwrap().lost_since = Some(at(100));
+    assert_eq!(plan::plan(&world, at(699)), Plan::Follow);
+    assert_eq!(reason_of(&plan::plan(&world, at(700))), "AgentLost");
+    world.deleted = Some(at(600));
+    assert_eq!(plan::plan(&world, at(1_199)), Plan::Follow);
+    assert_eq!(reason_of(&plan::plan(&world, at(1_200))), "AgentLost");
+}
+
+#[test]
+fn a_run_that_has_ended_stays_as_it_is_until_its_time_to_live_is_over() {
+    let mut world = World { settled: Some(Settled { at: at(10) }), cancel: true, ..going(state(RunPhase::Copying)) };
+    world.finalizer = false;
+    assert_eq!(plan::plan(&world, at(11)), Plan::Keep { expires_in: None });
+    world.ttl = Some(Duration::from_secs(60));
+    assert_eq!(plan::plan(&world, at(20)), Plan::Keep { expires_in: Some(Duration::from_secs(50)) });
+    assert_eq!(plan::plan(&world, at(70)), Plan::Expire);
+}
+
+#[test]
+fn every_status_has_the_conditions_of_kstatus_and_of_a_run() {
+    let world = World { ready: Err(Blocker::problem(Reason::GuestNotReady, "x")), ..world() };
+    let status = shown(&plan::plan(&world, at(1)), &world, None);
+    for kind in ["Ready", "Reconciling", "Stalled", "Complete", "Failed", "CheckpointCreated"] {
+        assert!(condition::find(&status.conditions, kind).is_some(), "{kind}");
+    }
+    assert_eq!(status.phase, "Pending");
+}
+
+#[test]
+fn progress_and_checkpoint_are_shown_and_the_checkpoint_latches() {
+    let disk =
+        DiskState { name: "d".into(), total_bytes: 200, done_bytes: 86, job_id: "j".into(), ..DiskState::default() };
+    let copying = RunState {
+        phase: RunPhase::Copying.into(),
+        start_time: 1_000,
+        checkpoint_time: 2_000,
+        disks: vec![disk],
+        ..RunState::default()
+    };
+    let world = going(OnAgent::State(Box::new(copying)));
+    let status = shown(&Plan::Follow, &world, None);
+    assert_eq!((status.progress.as_str(), status.phase.as_str()), ("43%", "Copying"));
+    assert_eq!((status.disks[0].job_id.as_str(), status.attempts), ("j", Some(1)));
+    assert!(condition::is_true(&status.conditions, "CheckpointCreated"));
+    let later = shown(&Plan::Follow, &going(state(RunPhase::Finishing)), Some(&status));
+    assert!(condition::is_true(&later.conditions, "CheckpointCreated") && later.checkpoint_time.is_some());
+}
+
+#[test]
+fn a_complete_run_names_its_point_size_and_duration() {
+    let made =
+        v1::Point { disks: vec![v1::PointDisk { stored_bytes: 3 << 30, ..Default::default() }], ..Default::default() };
+    let done = RunState {
+        phase: RunPhase::Complete.into(),
+        start_time: 1_000,
+        completion_time: 84_000,
+        point: Some(made),
+        ..RunState::default()
+    };
+    let world = going(OnAgent::State(Box::new(done)));
+    let point = RestorePointRef { name: "p".to_owned(), namespace: "a".to_owned() };
+    let facts = Facts { point: Some(point.clone()), generation: 1, ..Facts::default() };
+    let status = report::report(&Plan::Complete, &world, &facts, None, at(100));
+    assert_eq!((status.size.as_str(), status.duration.as_str(), status.progress.as_str()), ("3Gi", "1m23s", "100%"));
+    assert_eq!(status.restore_point_ref, Some(point));
+    assert!(condition::is_true(&status.conditions, "Complete") && condition::is_true(&status.conditions, "Ready"));
+    assert!(!condition::is_true(&status.conditions, "Failed"));
+}
+
+#[test]
+fn nothing_new_makes_no_new_status() {
+    let world = going(state(RunPhase::Copying));
+    let first = shown(&Plan::Follow, &world, None);
+    let facts = Facts { generation: 1, ..Facts::default() };
+    assert_eq!(report::report(&Plan::Follow, &world, &facts, Some(&first), at(100)), first);
+    let silent = going(OnAgent::Silent);
+    assert_eq!(report::report(&Plan::Follow, &silent, &facts, Some(&first), at(900)), first);
+}

@@ -1,0 +1,197 @@
+//! Everything that the controller writes to the API server (out): status by server-side apply, finalizers, Events,
+//! objects of computed names. One field manager, never by force, and a status only when it changed.
+
+use std::{fmt::Debug, time::Duration};
+
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    core::{NamespaceResourceScope, ObjectMeta},
+    runtime::events::{Event, EventType},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+use super::{
+    context::Context,
+    error::{Error, chain, is_code},
+};
+use crate::api::{condition, words};
+
+/// The longest note that an Event takes, in characters (the API's limit is 1 kB).
+const NOTE_LIMIT: usize = 900;
+/// How long an Event may take: it is never worth more.
+const EVENT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A namespaced kind with a status.
+pub trait Kind:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Serialize
+    + Send
+    + Sync
+    + 'static
+{
+    /// The status.
+    type Status: Clone + Default + PartialEq + Serialize + Send + Sync;
+    /// The status as it was read.
+    fn status(&self) -> Option<&Self::Status>;
+    /// The conditions of a status.
+    fn conditions(status: &Self::Status) -> &[Condition];
+}
+
+macro_rules! kinds {
+    ($($kind:ident, $status:ident;)+) => {$(
+        impl Kind for crate::api::$kind {
+            type Status = crate::api::$status;
+            fn status(&self) -> Option<&Self::Status> {
+                self.status.as_ref()
+            }
+            fn conditions(status: &Self::Status) -> &[Condition] {
+                &status.conditions
+            }
+        }
+    )+};
+}
+
+kinds! {
+    Guest, GuestStatus;
+    BackupRepository, BackupRepositoryStatus;
+    BackupRun, BackupRunStatus;
+    RestorePoint, RestorePointStatus;
+    RestoreRun, RestoreRunStatus;
+}
+
+/// `namespace/name`, for messages.
+pub(super) fn full_name(meta: &ObjectMeta) -> String {
+    format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+}
+
+fn api<K: Kind>(context: &Context, namespace: &str) -> Api<K> {
+    Api::namespaced(context.client.clone(), namespace)
+}
+
+/// Writes the status when it differs from the one that was read, and an Event when `Ready` has another status or reason.
+///
+/// # Errors
+/// When the API server does not take it; an object that is gone is no error.
+pub async fn status<K: Kind>(context: &Context, object: &K, status: &K::Status, action: &str) -> Result<(), Error> {
+    let old = object.status();
+    if old == Some(status) {
+        return Ok(());
+    }
+    let name = object.name_any();
+    let namespace = object.namespace().unwrap_or_default();
+    // The UID makes the server refuse a status that is meant for an earlier object of the same name.
+    let body = json!({
+        "apiVersion": K::api_version(&()),
+        "kind": K::kind(&()),
+        "metadata": { "name": name, "namespace": namespace, "uid": object.uid() },
+        "status": status,
+    });
+    let params = PatchParams::apply(words::FIELD_MANAGER);
+    match api::<K>(context, &namespace).patch_status(&name, &params, &Patch::Apply(&body)).await {
+        Ok(_) => {}
+        Err(error) if is_code(&error, 404) => return Ok(()),
+        Err(source) => {
+            let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
+            return Err(Error::WriteStatus { kind, name, source: Box::new(source) });
+        }
+    }
+    let before = old.and_then(|s| condition::find(K::conditions(s), condition::READY));
+    let after = condition::find(K::conditions(status), condition::READY);
+    if let Some(after) = after
+        && before.is_none_or(|b| b.status != after.status || b.reason != after.reason)
+    {
+        let quiet = after.status == "True" || condition::is_true(K::conditions(status), condition::RECONCILING);
+        let kind = if quiet { EventType::Normal } else { EventType::Warning };
+        event(context, object, kind, &after.reason, action, &after.message).await;
+    }
+    Ok(())
+}
+
+/// Writes an Event about an object. Failures are logged and nothing else: an Event is never worth a reconcile.
+pub async fn event<K: Kind>(context: &Context, object: &K, kind: EventType, reason: &str, action: &str, note: &str) {
+    let event = Event {
+        type_: kind,
+        reason: reason.to_owned(),
+        note: Some(note.chars().take(NOTE_LIMIT).collect()),
+        action: action.to_owned(),
+        secondary: None,
+    };
+    publish(context, event, object.object_ref(&())).await;
+}
+
+/// Writes an Event about anything.
+pub(super) async fn publish(context: &Context, event: Event, regarding: ObjectReference) {
+    match tokio::time::timeout(EVENT_DEADLINE, context.recorder.publish(&event, &regarding)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(reason = event.reason, "An Event was not written: {}", chain(&error)),
+        Err(_) => tracing::warn!(reason = event.reason, "An Event was not written in time"),
+    }
+}
+
+/// Sets or takes our finalizer, leaving those of others alone. The resource version makes it fail rather than undo
+/// what somebody else did to the list meanwhile.
+///
+/// # Errors
+/// When the API server does not take it; an object that is gone is no error.
+pub async fn finalizer<K: Kind>(context: &Context, object: &K, wanted: bool) -> Result<(), Error> {
+    let mut finalizers = object.finalizers().to_vec();
+    if finalizers.iter().any(|f| f == words::FINALIZER) == wanted {
+        return Ok(());
+    }
+    if wanted {
+        finalizers.push(words::FINALIZER.to_owned());
+    } else {
+        finalizers.retain(|f| f != words::FINALIZER);
+    }
+    let body = json!({ "metadata": { "resourceVersion": object.resource_version(), "uid": object.uid(), "finalizers": finalizers } });
+    let params = PatchParams { field_manager: Some(words::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let namespace = object.namespace().unwrap_or_default();
+    match api::<K>(context, &namespace).patch(&object.name_any(), &params, &Patch::Merge(&body)).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_code(&error, 404) => Ok(()),
+        Err(source) => {
+            let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
+            Err(Error::Finalizer { kind, name, source: Box::new(source) })
+        }
+    }
+}
+
+/// Makes an object of a computed name, or sets our fields of the one that is there.
+///
+/// # Errors
+/// When the API server does not take it, above all because somebody else owns a field with another value.
+pub async fn apply<K: Kind>(context: &Context, object: &K) -> Result<(), Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let params = PatchParams::apply(words::FIELD_MANAGER);
+    match api::<K>(context, &namespace).patch(&object.name_any(), &params, &Patch::Apply(object)).await {
+        Ok(_) => Ok(()),
+        Err(source) => {
+            let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
+            Err(Error::WriteObject { kind, name, source: Box::new(source) })
+        }
+    }
+}
+
+/// Deletes exactly this object, not another one of its name. One that is gone is no error.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn delete<K: Kind>(context: &Context, object: &K) -> Result<(), Error> {
+    let only = Preconditions { uid: object.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
+    let namespace = object.namespace().unwrap_or_default();
+    match api::<K>(context, &namespace).delete(&object.name_any(), &params).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
+        Err(source) => {
+            let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
+            Err(Error::Delete { kind, name, source: Box::new(source) })
+        }
+    }
+}
