@@ -1,6 +1,7 @@
 //! Tests against a real QEMU with real disks.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod cli;
 mod engine;
 #[path = "../support/lab.rs"]
 mod lab;

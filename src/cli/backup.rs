@@ -1,0 +1,177 @@
+//! `driftline backup`: one backup of a running machine, by the engine in this process, followed until it ends.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::{
+    CliError, Exit,
+    args::{Backup, BackupType as AskedType},
+    guests::{Known, facts},
+    host::{Host, monitor},
+    output::{Output, bytes, table},
+    points::ChainDocument,
+    progress::{Item, Progress},
+    signals::Interrupt,
+};
+use crate::{
+    chain::next::BackupType,
+    engine::{BackupRequest, DiskSelection, Phase, RepositoryRef, RunControl, RunState},
+    ids::{DiskName, PointId},
+};
+
+/// Does the backup and says what was stored.
+pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError> {
+    let host = Host::load()?;
+    let known = Known::look(&host, &args.machine.qmp)?;
+    let interrupt = Interrupt::listen(output)?;
+    // The machine first: nothing is made of an empty folder for a machine that is not there.
+    let monitor = monitor(&args.machine.qmp);
+    let guest = known.identify(&args.machine, args.name.as_deref(), &facts(&monitor).await?)?;
+    let (repository, new) = host.open_or_initialise(&args.repository).await?;
+    if new {
+        let path = repository.path().display();
+        output.note(format!("Initialised repository {} in the empty folder {path}", repository.id()));
+    }
+    let engine = host.engine(repository.path())?;
+
+    let request = BackupRequest {
+        run: uuid::Uuid::new_v4().to_string(),
+        run_name: format!("driftline backup (process {})", std::process::id()),
+        guest,
+        repository: RepositoryRef { path: repository.path().to_owned(), id: repository.id().clone() },
+        kind: match args.kind {
+            AskedType::Full => BackupType::Full,
+        },
+        disks: DiskSelection { include: args.disks.clone(), exclude: args.exclude.clone() },
+        bandwidth: args.bandwidth.unwrap_or(0),
+        policy: None,
+    };
+    let control = RunControl { cancel: interrupt.token.clone(), ..RunControl::new(&request, Timestamp::now()) };
+    let states = control.state.subscribe();
+    let end = tokio::select! {
+        end = engine.backup(&monitor, &request, &control) => end,
+        never = follow(states, Progress::new(output)) => match never {},
+    };
+    finish(&request.guest.name, &end, &interrupt, output)
+}
+
+/// Shows each state; never ends by itself.
+async fn follow(mut states: watch::Receiver<RunState>, mut progress: Progress) -> std::convert::Infallible {
+    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    loop {
+        {
+            let state = states.borrow_and_update();
+            let items = state.disks.iter().map(|disk| Item {
+                name: disk.name.to_string(),
+                done: disk.done_bytes,
+                total: disk.total_bytes,
+            });
+            progress.show(&step(&state), &items.collect::<Vec<_>>());
+        }
+        tokio::select! {
+            _ = tick.tick() => {}
+            Ok(()) = states.changed() => {}
+        }
+    }
+}
+
+/// What is being done; a run that waits says for what.
+fn step(state: &RunState) -> String {
+    if state.phase == Phase::Waiting && !state.message.is_empty() {
+        return state.message.clone();
+    }
+    let word = match state.phase {
+        Phase::Waiting | Phase::Preparing => "Preparing",
+        Phase::Copying => "Copying",
+        Phase::Finishing => "Finishing",
+        Phase::Complete => "Complete",
+        Phase::Failed => "Failed",
+        Phase::Cancelled => "Cancelled",
+    };
+    word.to_owned()
+}
+
+fn finish(guest: &str, end: &RunState, interrupt: &Interrupt, output: &Output) -> Result<Exit, CliError> {
+    let failed = || CliError::Run {
+        guest: guest.to_owned(),
+        reason: end.reason.clone(),
+        message: end.message.clone(),
+        retriable: end.retriable,
+    };
+    match end.phase {
+        Phase::Complete => {}
+        Phase::Cancelled if interrupt.came() => {
+            return Err(CliError::Interrupted { what: format!("Backup of {guest}") });
+        }
+        Phase::Failed | Phase::Cancelled | Phase::Waiting | Phase::Preparing | Phase::Copying | Phase::Finishing => {
+            return Err(failed());
+        }
+    }
+    let document = Document::new(end).ok_or_else(failed)?;
+    if interrupt.came() {
+        output.note("The interruption came too late: everything was copied already, and the point is stored.");
+    }
+    output.result(&document, || document.text(guest));
+    Ok(Exit::Done)
+}
+
+/// What `-o json` gives: a contract.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    restore_point: PointId,
+    chain: ChainDocument,
+    r#type: &'static str,
+    checkpoint_time: Timestamp,
+    disks: Vec<Disk>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Disk {
+    name: String,
+    r#type: &'static str,
+    type_reason: &'static str,
+    virtual_size: u64,
+    stored_bytes: u64,
+}
+
+impl Document {
+    fn new(end: &RunState) -> Option<Self> {
+        let manifest = &end.point.as_ref()?.manifest;
+        let size = |name: &DiskName| {
+            manifest.identity.disks.iter().find(|disk| disk.name == *name).map(|disk| disk.virtual_size)
+        };
+        let disks = end.disks.iter().map(|disk| Disk {
+            name: disk.name.to_string(),
+            r#type: disk.kind.as_str(),
+            type_reason: disk.type_reason.as_str(),
+            virtual_size: size(&disk.name).unwrap_or_default(),
+            stored_bytes: disk.stored_bytes,
+        });
+        let disks: Vec<_> = disks.collect();
+        Some(Self {
+            restore_point: manifest.identity.point.clone(),
+            // A full is its own chain.
+            chain: ChainDocument {
+                root: manifest.identity.point.to_string(),
+                length: 1,
+                bytes: disks.iter().map(|disk| disk.stored_bytes).sum(),
+            },
+            r#type: end.kind.map_or("", BackupType::as_str),
+            checkpoint_time: manifest.identity.checkpoint_time,
+            disks,
+        })
+    }
+
+    fn text(&self, guest: &str) -> String {
+        let rows = self.disks.iter().map(|disk| {
+            let reason = format!("{} ({})", disk.r#type, disk.type_reason);
+            vec![disk.name.clone(), reason, bytes(disk.virtual_size), bytes(disk.stored_bytes)]
+        });
+        let disks = table(&["DISK", "TYPE", "SIZE", "STORED"], rows);
+        let (point, time) = (&self.restore_point, self.checkpoint_time);
+        format!("Point {point} holds {guest} as it was at {time:.3}\n{disks}")
+    }
+}

@@ -1,0 +1,242 @@
+//! Why a verb ended without its result: the thing, the reason, and the way out. The chain of causes is put together
+//! once, here, at the edge.
+
+use std::{error::Error, io, path::PathBuf};
+
+use super::Exit;
+use crate::{
+    config::ConfigError,
+    engine::{EngineError, restore::RestoreError},
+    ids::GuestId,
+    qmp::ConnectError,
+    repo::RepoError,
+    retry::Retry,
+};
+
+/// Why a verb ended without its result.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The host's own files.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The user of the host's configuration.
+    #[error("User {user:?} of the host's configuration cannot own the repository's files")]
+    User {
+        /// The user.
+        user: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// No connection to the machine.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+    /// The engine, before a run began.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A restore.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// A folder or file that was named is not there.
+    #[error("Cannot use {}", path.display())]
+    Path {
+        /// As it was given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The machine has no identity.
+    #[error("The machine at {} has no UUID", socket.display())]
+    NoUuid {
+        /// Its monitor.
+        socket: PathBuf,
+    },
+    /// Two identities for one machine.
+    #[error("The machine at {} has UUID {found}, not {given}", socket.display())]
+    OtherUuid {
+        /// Its monitor.
+        socket: PathBuf,
+        /// What QEMU says.
+        found: GuestId,
+        /// What was given.
+        given: GuestId,
+    },
+    /// No such guest in the repository.
+    #[error("Repository {} has no guest {guest:?}: it has {known}", path.display())]
+    NoSuchGuest {
+        /// The repository.
+        path: PathBuf,
+        /// What was asked for.
+        guest: String,
+        /// What there is.
+        known: String,
+    },
+    /// `latest` of which guest, or one name for several guests.
+    #[error("Several guests of repository {} could be meant: {known}", path.display())]
+    AmbiguousGuest {
+        /// The repository.
+        path: PathBuf,
+        /// The candidates.
+        known: String,
+    },
+    /// No such point.
+    #[error("Repository {} has no point {point}", path.display())]
+    NoSuchPoint {
+        /// The repository.
+        path: PathBuf,
+        /// What was asked for.
+        point: String,
+    },
+    /// No such disk.
+    #[error("Point {point} has no disk {disk}: it has {known}")]
+    NoSuchDisk {
+        /// The point.
+        point: String,
+        /// What was asked for.
+        disk: String,
+        /// What there is.
+        known: String,
+    },
+    /// The run failed.
+    #[error("Backup of {guest} failed: {message}")]
+    Run {
+        /// The machine.
+        guest: String,
+        /// The run's reason word.
+        reason: String,
+        /// The run's own message.
+        message: String,
+        /// Whether trying again can help.
+        retriable: bool,
+    },
+    /// Ended by Ctrl-C or SIGTERM, and tidied up.
+    #[error("{what} was interrupted; nothing of it is left")]
+    Interrupted {
+        /// What was going on.
+        what: String,
+    },
+    /// Signals cannot be waited for.
+    #[error("Cannot listen to signals")]
+    Signals {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl CliError {
+    /// The word for scripts.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Config(error) => error.reason(),
+            Self::User { .. } => "HostUserUnusable",
+            Self::Connect(error) => error.reason(),
+            Self::Repository(error) => error.reason(),
+            Self::Engine(error) => error.reason(),
+            Self::Restore(error) => error.reason(),
+            Self::Path { .. } => "PathUnusable",
+            Self::NoUuid { .. } => "GuestHasNoUUID",
+            Self::OtherUuid { .. } => "GuestUUIDMismatch",
+            Self::NoSuchGuest { .. } => "GuestNotFound",
+            Self::AmbiguousGuest { .. } => "GuestAmbiguous",
+            Self::NoSuchPoint { .. } => "PointNotFound",
+            Self::NoSuchDisk { .. } => "DiskNotFound",
+            Self::Run { reason, .. } => reason,
+            Self::Interrupted { .. } => "Interrupted",
+            Self::Signals { .. } => "SignalsUnavailable",
+        }
+    }
+
+    /// Whether the same command may help later.
+    pub fn retry(&self) -> Retry {
+        match self {
+            Self::Config(error) => error.retry(),
+            Self::Connect(error) => error.retry(),
+            Self::Repository(error) => error.retry(),
+            Self::Engine(error) => error.retry(),
+            Self::Restore(error) => error.retry(),
+            Self::Run { retriable: true, .. } => Retry::Backoff,
+            Self::Interrupted { .. } => Retry::Now,
+            _ => Retry::OnChange,
+        }
+    }
+
+    /// The exit status. What a person has to write differently is wrong usage.
+    pub(super) fn exit(&self) -> Exit {
+        match self {
+            Self::Interrupted { .. } => Exit::Interrupted,
+            Self::NoSuchGuest { .. }
+            | Self::AmbiguousGuest { .. }
+            | Self::NoSuchPoint { .. }
+            | Self::NoSuchDisk { .. }
+            | Self::OtherUuid { .. }
+            | Self::NoUuid { .. } => Exit::Usage,
+            _ => Exit::Failed,
+        }
+    }
+
+    /// The message with all its causes, each once.
+    pub(super) fn sentence(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let next = error.to_string();
+            if !text.ends_with(&next) {
+                text = format!("{text}: {next}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+
+    /// What to do about it, where that is not in the message.
+    pub(super) fn way_out(&self) -> Option<&'static str> {
+        way_out(self.reason())
+    }
+}
+
+/// The way out, by reason.
+fn way_out(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "MonitorNotThere" | "MonitorRefused" => {
+            "start QEMU with -qmp unix:SOCKET,server=on,wait=off and give that socket"
+        }
+        "MonitorBusy" => "give QEMU a second -qmp socket for backups, or end the other client (an agent on this host?)",
+        "MonitorUnreachable" => "run it as root or as the user of QEMU",
+        "QEMUTooOld" => "restart the machine with QEMU 6.0 or newer",
+        "GuestHasNoUUID" => "start QEMU with -uuid, or give --uuid",
+        "GuestUUIDMismatch" => "leave --uuid out, or look whether the socket is the right one",
+        "RepositoryNotMounted" => {
+            "mount the repository's file system, or name an existing empty folder to begin a new one"
+        }
+        "FolderMissing" => "make the folder first",
+        "RepositoryNotEmpty" => "name the repository's own folder, or an empty one to begin a new repository",
+        "RepositoryTooNew" => "use the version of driftline that wrote it, or a newer one",
+        "OutsideRoots" => "name a folder beneath the host's roots, or change /etc/driftline/host.toml",
+        "RepositoryFull" => "free some space in the repository's file system, or use another one",
+        "TargetUnsafe" => "use a repository on a local file system with enough free space",
+        "GuestBelongsToAnotherNamespace" => "give the machine a file in /etc/driftline/guests.d with that namespace",
+        "GuestInUse" => "wait until the other one has ended; `driftline recover` tidies up after a killed one",
+        "RepositoryReadOnly" => "mount the repository's file system for writing",
+        "RepositoryAccessDenied" | "TargetAccessDenied" => "run it as root or as the folder's owner",
+        "TargetFolderMissing" => "make the folder of the new image first",
+        "TargetFull" => "free some space where the image is to be written, or name another place",
+        "TargetInUse" => "shut down the machine that uses the image, or name another file",
+        "TargetStuck" => "look at the repository's file system; `driftline recover` tries again",
+        "QemuImgNotStarted" => "install qemu-img (Debian: qemu-utils)",
+        "DigestMismatch" => "`driftline verify` tells what is damaged; restore another point",
+        "MonitorClosed" | "NotQMP" => "look whether it is the machine's QMP socket, and not its human monitor",
+        "TargetExists" => "name another file, or give --overwrite Always",
+        "HostUserUnusable" => "make that user, or change `user` in the host's configuration",
+        "GuestAmbiguous" => "give the guest's UUID with --guest",
+        "PointNotFound" => "`driftline points --repository DIR` lists what there is",
+        "LockUnavailable" | "JournalUnwritable" => {
+            "run it as root, or set DRIFTLINE_CONFIG to a host.toml with `state` and `locks` that can be written"
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,81 @@
+//! `driftline recover`: finishes or undoes what a killed command left in a machine and in the repository. The engine does
+//! the same before each backup.
+
+use serde::Serialize;
+
+use super::{
+    CliError, Exit,
+    args::Recover,
+    guests::{Known, facts},
+    host::{Host, monitor},
+    output::Output,
+};
+use crate::engine::{Phase, Recovered};
+
+/// Recovers and says what was done.
+pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliError> {
+    let host = Host::load()?;
+    let known = Known::look(&host, &args.machine.qmp)?;
+    let monitor = monitor(&args.machine.qmp);
+    let guest = known.identify(&args.machine, None, &facts(&monitor).await?)?;
+    let repository = host.open(&args.repository).await?;
+    let engine = host.engine(repository.path())?;
+    let done = Document::new(engine.recover(&monitor, &guest.uuid, args.adopt).await?);
+    output.result(&done, || done.sentence(&guest.name));
+    Ok(Exit::Done)
+}
+
+/// What was found and done.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    /// Whether an earlier run had left anything.
+    found: bool,
+    /// How that run ended; none where it had not begun.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<RunDocument>,
+    /// Jobs, nodes and descriptors that no journal knew, and that are gone now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    adopted: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RunDocument {
+    uid: String,
+    phase: Phase,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore_point: Option<String>,
+}
+
+impl Document {
+    fn new(recovered: Recovered) -> Self {
+        let run = recovered.run.map(|state| RunDocument {
+            restore_point: state.point.map(|point| point.manifest.identity.point.to_string()),
+            uid: state.run,
+            phase: state.phase,
+            reason: state.reason,
+            message: state.message,
+        });
+        Self { found: recovered.found, run, adopted: recovered.adopted }
+    }
+
+    fn sentence(&self, guest: &str) -> String {
+        let mut text = match (&self.run, self.found) {
+            (None, false) => format!("Nothing was left to do for {guest}"),
+            (None, true) => format!("Undid a run of {guest} that had not begun to copy"),
+            (Some(RunDocument { restore_point: Some(point), .. }), _) => {
+                format!("Finished what an earlier run of {guest} had begun: point {point} is stored")
+            }
+            (Some(run), _) => format!("Undid an earlier run of {guest}: {} [{}]", run.message, run.reason),
+        };
+        for what in &self.adopted {
+            text = format!("{text}\nRemoved {what}");
+        }
+        text
+    }
+}

@@ -1,0 +1,101 @@
+//! Wrong input: refused with the thing, the reason and the way out, and nothing is written.
+
+use super::*;
+
+#[test]
+fn wrong_words_are_refused_with_status_2_and_what_to_write() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    host.backup(&machine);
+    let repository = host.repository();
+    let other = uuid::Uuid::new_v4().to_string();
+    let qmp = machine.qmp().display().to_string();
+    let to = format!("nodisk={}", host.path("restored/x").display());
+    for (words, says) in [
+        (vec!["backup", "--qmp", &qmp], "--repository"),
+        (vec!["backup", "--qmp", &qmp, "--repository", &repository, "--type", "Weekly"], "Full"),
+        (vec!["backup", "--qmp", &qmp, "--repository", &repository, "--uuid", &other], "leave --uuid out"),
+        (vec!["points", "--repository", &repository, "--guest", "nobody"], machine.uuid()),
+        (vec!["points", "show", "01j00000000000000000000000", "--repository", &repository], "has no point"),
+        (vec!["verify", "--repository", &repository, "--point", "01j00000000000000000000000"], "has no point"),
+        (vec!["restore", "--repository", &repository, "--point", "latest", "--to", &to], "it has disk0"),
+        (vec!["frobnicate"], "unrecognized"),
+    ] {
+        let output = host.run(&words);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(says), "{words:?}: {}", text(&output.stderr));
+        assert_eq!(text(&output.stdout), "", "{words:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_with_status_1_its_reason_and_the_way_out() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    let qmp = machine.qmp().display().to_string();
+    let repository = host.path("repository");
+    let (full, outside) = (repository.join("full"), host.path("outside"));
+    for folder in [&full, &outside] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    std::fs::write(full.join("somebody.txt"), "else's").unwrap();
+    std::os::unix::fs::symlink(&outside, repository.join("link")).unwrap();
+    let path = |path: &Path| path.display().to_string();
+    let (full, outside, link) = (path(&full), path(&outside), path(&repository.join("link")));
+    let (missing, no_socket) = (path(&repository.join("missing")), path(&host.path("nothing")));
+    let _held = std::os::unix::net::UnixStream::connect(machine.qmp()).unwrap();
+    // A second monitor socket would do; this one is held by the test.
+    for (words, reason, says) in [
+        (["--qmp", &no_socket, "--repository", &full], "MonitorNotThere", "start QEMU with -qmp"),
+        (["--qmp", &qmp, "--repository", &full], "MonitorBusy", "second -qmp socket"),
+    ] {
+        refused(&host, &[&["backup"][..], &words].concat(), reason, says);
+    }
+    drop(_held);
+    for (repository, reason, says) in [
+        (&full, "RepositoryNotEmpty", "somebody.txt"),
+        (&outside, "OutsideRoots", "host.toml"),
+        (&link, "OutsideRoots", "symbolic link"),
+        (&missing, "RepositoryNotMounted", "existing empty folder"),
+    ] {
+        refused(&host, &["backup", "--qmp", &qmp, "--repository", repository], reason, says);
+    }
+    refused(&host, &["points", "--repository", &full], "RepositoryNotMounted", "is not a repository");
+    assert_eq!(std::fs::read_dir(host.path("outside")).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(repository.join("full")).unwrap().count(), 1);
+    let jobs = machine.execute("query-jobs", json!({}));
+    assert_eq!(jobs, json!([]));
+}
+
+#[test]
+fn restores_stay_beneath_the_hosts_roots() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    host.backup(&machine);
+    std::os::unix::fs::symlink(host.folder.path(), host.path("restored/link")).unwrap();
+    for target in ["outside.qcow2", "restored/../outside.qcow2", "restored/link/outside.qcow2"] {
+        let to = format!("disk0={}", host.path(target).display());
+        let words = ["restore", "--repository", &host.repository(), "--point", "latest", "--to", &to];
+        refused(&host, &words, "OutsideRoots", "roots");
+        assert!(!host.path("outside.qcow2").exists(), "{target}");
+    }
+}
+
+#[test]
+fn errors_are_documents_too_where_a_script_asks_for_them() {
+    let host = Host::new();
+    let output = host.run(&["points", "--repository", &host.repository(), "-o", "json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["error"]["reason"], json!("RepositoryNotMounted"));
+    assert!(document["error"]["wayOut"].as_str().unwrap().contains("empty folder"), "{document}");
+}
+
+fn refused(host: &Host, words: &[&str], reason: &str, says: &str) {
+    let output = host.run(words);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{words:?}: {said}");
+    assert!(said.contains(&format!("[{reason}]")), "{words:?}: {said}");
+    assert!(said.contains(says), "{words:?}: {said}");
+    assert_eq!(text(&output.stdout), "", "{words:?}");
+}
