@@ -1,2 +1,22 @@
-//! Tests against a real kube-apiserver, with agent, controller and a real QEMU.
+//! Tests against a real kube-apiserver, with the chart's rights, the real controller and agents, and a real QEMU.
+//! One control plane and one installation serve the whole binary; each test has a namespace of its own.
+//!
+//! `tests/runner` puts it into a network namespace of its own: see `tests/in-netns`.
 #![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "../support/controlplane.rs"]
+mod controlplane;
+#[path = "../support/installation.rs"]
+mod installation;
+#[path = "../support/lab.rs"]
+mod lab;
+
+mod chart;
+mod columns;
+mod deletion;
+mod kills;
+mod kinds;
+mod main_job;
+mod plane;
+mod targets;
+mod tenancy;

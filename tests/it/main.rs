@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod agent;
+mod architecture;
 mod controller;
 mod engine;
 mod examples;

@@ -1,0 +1,80 @@
+# Driftline: what a person runs. Each target says what it does, installs what it needs (tests/install-tools), and
+# prints what each stage cost. Works from any path, as often as you like. Caches live outside of the checkout.
+#
+#   make demo      a real API server, a running QEMU guest, a BackupRun, a RestoreRun, and the comparison of the bytes
+#   make sandbox   the same parts, left running for your own kubectl, until Ctrl-C
+#   make test      every test; what CI runs
+#   make bench     the numbers: ratios, latencies, memory
+#   make crds      writes crds/ and docs/reference/ anew from the types in src/api
+#   make lint      format, clippy, licences, one TLS provider, shell scripts
+#   make soak      the tests that kill things, again and again for SOAK_MINUTES (30)
+#
+#   DRIFTLINE_CACHE     caches: the control plane's programs, the small guest, cargo's target folder
+#   CARGO_TARGET_DIR    where cargo builds; default: a folder of the cache, one per compiler
+#   KUBEBUILDER_ASSETS  a folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm to use instead
+
+SHELL := /bin/sh
+.SHELLFLAGS := -eu -c
+.ONESHELL:
+.PHONY: help demo sandbox test bench crds lint soak
+MAKEFLAGS += --no-print-directory
+
+export PATH := $(PATH):/usr/sbin:/sbin
+export DRIFTLINE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/driftline
+export CARGO_TARGET_DIR ?= $(DRIFTLINE_CACHE)/target-$(shell rustc -vV 2>/dev/null | sha256sum | cut -c1-8)
+export DRIFTLINE_STAGES := $(DRIFTLINE_CACHE)/stages-$(shell echo $$PPID)
+
+# The first lines of each recipe: costs are summed up however the target ends.
+begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@"; }; stage --begin; \
+	trap 'stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; trap 'exit 130' INT TERM
+build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
+cargo_test = cargo test --locked --features fake
+
+help:
+	@sed -n '/^#   make/s/^#   //p' Makefile
+
+demo:
+	@$(begin); $(build)
+	stage "build Driftline" $(cargo_test) --test sandbox --no-run
+	stage "demo" $(cargo_test) --quiet --test sandbox -- demo
+
+sandbox:
+	@$(begin); $(build)
+	stage "build Driftline" $(cargo_test) --test sandbox --no-run
+	stage "sandbox" $(cargo_test) --quiet --test sandbox -- sandbox
+
+test:
+	@$(begin); $(build)
+	stage "build Driftline and its tests" $(cargo_test) --no-run
+	stage "format" cargo fmt --check
+	stage "unit tests" $(cargo_test) --quiet --lib --bins
+	stage "tests without QEMU" $(cargo_test) --quiet --test it
+	stage "tests with QEMU" $(cargo_test) --test qemu
+	stage "tests with Kubernetes and QEMU" $(cargo_test) --test cluster
+
+bench:
+	@$(begin); $(build)
+	stage "build the benches" cargo bench --locked --features fake --no-run
+	stage "benches" cargo bench --locked --features fake
+
+crds:
+	@$(begin)
+	stage "write crds/ and docs/reference/" env DRIFTLINE_WRITE_GENERATED=1 $(cargo_test) --quiet --test it the_committed
+
+lint:
+	@$(begin)
+	stage "format" cargo fmt --check
+	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings
+	stage "dependencies" tests/check-dependencies
+	stage "shell scripts" tests/check-scripts
+
+soak:
+	@$(begin); $(build)
+	stage "build Driftline and its tests" $(cargo_test) --no-run
+	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))
+	round=0
+	while [ "$$(date +%s)" -lt "$$until" ]; do
+		round=$$((round + 1))
+		stage "round $$round with QEMU" $(cargo_test) --quiet --test qemu
+		stage "round $$round with Kubernetes and QEMU" $(cargo_test) --quiet --test cluster
+	done

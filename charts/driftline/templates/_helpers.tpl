@@ -1,0 +1,34 @@
+{{/* The release's own prefix: "driftline" for a release of that name, else "<release>-driftline", at most 52 characters. */}}
+{{- define "driftline.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* Labels of every object; call with (dict "root" . "component" "agent"). */}}
+{{- define "driftline.labels" -}}
+{{ include "driftline.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- end }}
+
+{{/* The labels by which a component's pods are found: they never change. */}}
+{{- define "driftline.selector" -}}
+app.kubernetes.io/name: driftline
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "driftline.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/* Liveness and readiness, the same for both roles. */}}
+{{- define "driftline.probes" -}}
+livenessProbe:
+  httpGet: {path: /healthz, port: admin}
+  periodSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: admin}
+  periodSeconds: 5
+{{- end }}

@@ -1,0 +1,147 @@
+//! SIGKILL of the agent, the controller, both and the API server while a run goes on. The run ends Complete, with the
+//! jobs that it started and exactly one transaction, and what it stored is exact.
+//!
+//! These tests take the installation for themselves: what they kill is what the others use.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::{
+    installation::{Installation, NODES, Tenant},
+    lab::{
+        child::wait_for,
+        machine::{Disk, Format, Machine, Plan},
+        proxy::Proxy,
+        reference::Reference,
+    },
+};
+
+const MIB: u64 = 1 << 20;
+const SOON: Duration = Duration::from_secs(60);
+const NODE: &str = NODES[0];
+/// Data of the disk, and the rate at which it is copied: some 8 s a run.
+const DATA: u64 = 64;
+const RATE: &str = "8Mi";
+
+/// A run that is under way, slow enough to be hit in the middle.
+struct Underway {
+    tenant: Tenant,
+    machine: Machine,
+    proxy: Proxy,
+    reference: Reference,
+}
+
+impl Underway {
+    fn start(installation: &'static Installation) -> Underway {
+        let tenant = installation.tenant();
+        let machine = Plan::new().disk(Disk::qcow2("disk0", 2 * DATA * MIB)).start();
+        machine.write("disk0", 0x33, 0, DATA * MIB);
+        let proxy = Proxy::start(&machine);
+        tenant.repository(NODE, "local");
+        tenant.guest(NODE, "g", &proxy.qmp());
+        let reference = Reference::take(&machine);
+        let mut spec = tenant.backup_spec("g", "local");
+        spec["transfer"] = json!({ "bandwidth": RATE });
+        tenant.create("BackupRun", "run", spec).ok();
+        Underway { tenant, machine, proxy, reference }
+    }
+
+    /// Waits until the job has copied this part of its data, in percent, by QEMU's own word.
+    fn wait_for_progress(&self, percent: u64) -> Value {
+        wait_for(&format!("{percent} % are copied"), SOON, || {
+            let jobs = self.machine.execute("query-jobs", json!({}));
+            let job = jobs.as_array()?.first()?;
+            let number = |name: &str| job[name].as_u64();
+            let (done, all) = (number("current-progress")?, number("total-progress")?);
+            (all > 0 && done * 100 >= all * percent).then(|| job["id"].clone())
+        })
+    }
+
+    /// The run ends Complete, by the job that was seen, after one transaction; the restore is exact; nothing is left.
+    fn ends_exactly(&self, job: &Value) {
+        let tenant = &self.tenant;
+        tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
+        let run = tenant.get("backupruns.driftline.dev", "run");
+        assert_eq!(&run["status"]["disks"][0]["jobID"], job, "it ended with another job: {run:#}");
+        assert_eq!(self.proxy.count("transaction"), 1, "transactions: {:#?}", self.proxy.state().commands);
+        let point = tenant.point_of("run");
+        tenant.wait_for(&format!("restorepoints.driftline.dev/{point}"), "Available", SOON);
+        let files = tenant.restore("back", &point, NODE, &["disk0"], "Raw");
+        tenant.wait_for("restoreruns.driftline.dev/back", "Complete", SOON);
+        self.reference.assert_equal("disk0", &files[0], Format::Raw);
+        let jobs = self.machine.execute("query-jobs", json!({}));
+        assert_eq!(jobs.as_array().map(Vec::len), Some(0), "jobs were left behind: {jobs}");
+    }
+}
+
+fn kill_and_start_at(percent: u64, agent: bool, controller: bool) {
+    let installation = Installation::shared();
+    let _alone = installation.quiet.write();
+    let run = Underway::start(installation);
+    let job = run.wait_for_progress(percent);
+    if agent {
+        installation.kill_agent(NODE);
+    }
+    if controller {
+        installation.kill_controller();
+    }
+    if agent {
+        installation.start_agent(NODE);
+    }
+    if controller {
+        installation.start_controller();
+    }
+    installation.wait_until_ready();
+    run.ends_exactly(&job);
+}
+
+#[test]
+fn an_agent_killed_at_10_percent_goes_on_with_its_jobs() {
+    kill_and_start_at(10, true, false);
+}
+
+#[test]
+fn an_agent_killed_at_90_percent_goes_on_with_its_jobs() {
+    kill_and_start_at(90, true, false);
+}
+
+#[test]
+fn a_controller_killed_at_50_percent_attaches_to_the_run_again() {
+    kill_and_start_at(50, false, true);
+}
+
+#[test]
+fn both_killed_at_50_percent_end_the_run_as_if_nothing_had_been() {
+    kill_and_start_at(50, true, true);
+}
+
+#[test]
+fn an_agent_killed_while_it_hashes_commits_the_finished_copy() {
+    let installation = Installation::shared();
+    let _alone = installation.quiet.write();
+    let run = Underway::start(installation);
+    let job = run.wait_for_progress(99);
+    // The target's node is deleted when all is copied: its reply is the flush. From then on it hashes.
+    wait_for("the target is closed", SOON, || (run.proxy.count("blockdev-del") > 0).then_some(()));
+    installation.kill_agent(NODE);
+    installation.start_agent(NODE);
+    run.ends_exactly(&job);
+}
+
+#[test]
+fn an_api_server_that_is_gone_for_20_seconds_delays_only_the_status() {
+    let installation = Installation::shared();
+    let _alone = installation.quiet.write();
+    let run = Underway::start(installation);
+    let job = run.wait_for_progress(10);
+    installation.plane.kill_apiserver();
+    let gone = Instant::now();
+    wait_for("the job has ended without an API server", SOON, || {
+        let jobs = run.machine.execute("query-jobs", json!({}));
+        jobs.as_array()?.is_empty().then_some(())
+    });
+    std::thread::sleep(Duration::from_secs(20).saturating_sub(gone.elapsed()));
+    installation.plane.restart_apiserver();
+    run.ends_exactly(&job);
+}
