@@ -1,0 +1,77 @@
+//! `make bench`: the numbers that this project promises, each beside its bare counterpart, measured in one run and
+//! printed as a table with its goal, met or not. A goal that is missed is no failure of the run.
+//!
+//!     cargo bench --features fake --bench promises [-- --quick] [WORD]
+//!
+//! `--quick` measures a sixteenth of the data, to see that the benches work; WORD chooses the benches that have it in
+//! their names.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, missing_docs, unreachable_pub)]
+
+mod backup;
+mod idle;
+#[path = "../../tests/support/lab.rs"]
+mod lab;
+
+use std::time::Duration;
+
+/// One line of the table.
+struct Row {
+    /// What was measured.
+    what: String,
+    /// The number, with its unit.
+    measured: String,
+    /// The goal and whether it was met; none for what is only reported.
+    goal: Option<(String, bool)>,
+}
+
+impl Row {
+    fn reported(what: &str, measured: String) -> Row {
+        Row { what: what.to_owned(), measured, goal: None }
+    }
+
+    fn promised(what: &str, measured: String, goal: &str, met: bool) -> Row {
+        Row { goal: Some((goal.to_owned(), met)), ..Row::reported(what, measured) }
+    }
+}
+
+/// Measures, a part of the data only where the word is true.
+type Bench = fn(bool) -> Vec<Row>;
+
+fn main() {
+    // Cargo itself says --bench.
+    let words: Vec<_> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let quick = words.iter().any(|word| word == "--quick");
+    let wanted = |name: &str| {
+        let mut chosen = words.iter().filter(|word| !word.starts_with("--")).peekable();
+        chosen.peek().is_none() || chosen.any(|word| name.contains(word.as_str()))
+    };
+    let benches: [(&str, Bench); 3] =
+        [("backup-large", backup::large), ("backup-small", backup::small), ("idle-agent", idle::agent)];
+    let mut rows = Vec::new();
+    for (name, bench) in benches.into_iter().filter(|(name, _)| wanted(name)) {
+        eprintln!("{name} ...");
+        rows.extend(bench(quick));
+    }
+    let width = |text: fn(&Row) -> usize| rows.iter().map(text).max().unwrap_or(0);
+    let (what, measured) = (width(|row| row.what.len()), width(|row| row.measured.len()));
+    for row in &rows {
+        let goal = match &row.goal {
+            Some((goal, true)) => format!("goal {goal}: met"),
+            Some((goal, false)) => format!("goal {goal}: NOT MET"),
+            None => String::new(),
+        };
+        println!("{}", format!("{:what$}  {:>measured$}  {goal}", row.what, row.measured).trim_end());
+    }
+    if quick || cfg!(debug_assertions) {
+        println!("These numbers prove nothing: --quick, or built without optimisation.");
+    }
+}
+
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+fn seconds(durations: &[Duration]) -> f64 {
+    median(durations.iter().map(Duration::as_secs_f64).collect())
+}
