@@ -20,9 +20,9 @@ use crate::{
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 const NODE: &str = NODES[0];
-/// Data of the disk, and the rate at which it is copied: some 8 s a run.
+/// Data of the disk, and the rate at which it is copied: some 4 s a run.
 const DATA: u64 = 64;
-const RATE: &str = "8Mi";
+const RATE: &str = "16Mi";
 
 /// A run that is under way, slow enough to be hit in the middle.
 struct Underway {
@@ -35,7 +35,7 @@ struct Underway {
 impl Underway {
     fn start(installation: &'static Installation) -> Underway {
         let tenant = installation.tenant();
-        let machine = Plan::new().disk(Disk::qcow2("disk0", 2 * DATA * MIB)).start();
+        let machine = Plan::new().disk(Disk::qcow2("disk0", DATA * MIB)).start();
         machine.write("disk0", 0x33, 0, DATA * MIB);
         let proxy = Proxy::start(&machine);
         tenant.repository(NODE, "local");

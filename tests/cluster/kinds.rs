@@ -136,7 +136,6 @@ fn a_run_cannot_be_changed_but_by_cancel_which_latches() {
 
 #[test]
 fn the_server_takes_every_example_without_a_warning() {
-    let namespace = plane().namespace("examples");
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).unwrap().flatten() {
@@ -149,7 +148,7 @@ fn the_server_takes_every_example_without_a_warning() {
                 let _ = plane().kubectl(["create", "namespace", name]);
             }
             let file = path.to_str().unwrap();
-            let apply = ["apply", "--dry-run=server", "--validate=strict", "-n", &namespace, "-f", file];
+            let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", file];
             let answer = plane().kubectl(apply);
             assert!(answer.succeeded(), "{answer}");
             assert_eq!(answer.stderr(), "", "the server warned about {}", path.display());

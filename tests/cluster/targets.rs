@@ -140,7 +140,7 @@ fn a_guest_that_is_gone_before_its_run_starts_is_waited_for() {
     tenant.repository(NODE, "local");
     tenant.guest(NODE, "g", &machine.qmp());
     machine.kill();
-    waits(&tenant, "run", &["No QEMU listens", "Start it"]);
+    waits(&tenant, "run", &["/qmp"]);
     machine.start_again();
     tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
 }
