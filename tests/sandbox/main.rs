@@ -32,6 +32,9 @@ fn main() -> ExitCode {
         lab::tiny_guest::TinyGuest::build();
         return doorway::enter();
     };
+    // Ctrl-C runs no destructors: what machines keep in temporary folders goes with this one.
+    let folder = controlplane::process::folder_that_ends_with_us("driftline-sandbox");
+    tempfile::env::override_temp_dir(&folder).expect("Nothing has asked for a temporary folder before");
     let began = Instant::now();
     println!("Starting etcd, kube-apiserver and kube-controller-manager …");
     let plane: &'static _ = Box::leak(Box::new(controlplane::ControlPlane::start(doorway.port())));
