@@ -66,7 +66,9 @@ pub fn listing(found: &Found, seen: &BTreeMap<GuestKey, Seen>) -> Listing {
         }
     }
     let single = found.guests.iter().map(|(key, (_, file))| {
-        let mut seen = seen.get(key).cloned().unwrap_or_default();
+        // Without a word a guest that nobody has looked at would pass for a healthy one without disks.
+        let unseen = || Seen { problem: Some(Problem::not_seen_yet(key)), ..Seen::default() };
+        let mut seen = seen.get(key).cloned().unwrap_or_else(unseen);
         let twins = seen.uuid.as_ref().filter(|_| counts(&seen)).and_then(|uuid| running.get_key_value(uuid));
         if let Some((uuid, keys)) = twins.filter(|(_, keys)| keys.len() > 1) {
             let others: Vec<&str> = keys.iter().copied().filter(|other| other != key).collect();

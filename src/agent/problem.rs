@@ -100,6 +100,12 @@ impl Problem {
         Problem { subject: guest.to_owned(), reason: "DuplicateUUID", message }
     }
 
+    /// The agent has only just started, or read the file.
+    pub fn not_seen_yet(guest: &str) -> Problem {
+        let message = format!("Guest {guest} has not been looked at yet; this takes some seconds at most");
+        Problem { subject: guest.to_owned(), reason: "NotSeenYet", message }
+    }
+
     /// Several files name one guest.
     pub fn duplicate_name(guest: &str, files: &[&Path]) -> Problem {
         let files = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");

@@ -155,8 +155,10 @@ fn a_monitor_that_another_client_holds_is_said_on_the_guest_and_on_the_run() {
     // QEMU talks to one client of a monitor at a time; this one was first.
     let holder = UnixStream::connect(machine.qmp()).unwrap();
     tenant.declare_guest(NODE, "g", &machine.qmp(), "");
-    let ready = tenant.refusal("guests.driftline.dev/g", "Ready", SOON);
-    assert!(ready["message"].as_str().unwrap().contains("held by another client"), "{ready}");
+    tenant.wait_until("guests.driftline.dev/g", "shown as held by another client", SOON, || {
+        let ready = tenant.condition("guests.driftline.dev/g", "Ready")?;
+        ready["message"].as_str()?.contains("held by another client").then_some(())
+    });
     waits(&tenant, "run", &["held by another client", "End the other client"]);
     drop(holder);
     tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);

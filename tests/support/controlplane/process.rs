@@ -97,6 +97,13 @@ impl fmt::Debug for Process {
     }
 }
 
+const SWEEP: &str = r#"cat
+for _ in 1 2 3 4 5; do
+    awk -v below="$1/" 'index($2, below) == 1 { print $2 }' /proc/self/mounts | xargs -r umount -l
+    rm -rf "$1" && exit
+    sleep 1
+done"#;
+
 /// A new temporary folder that is removed when this process has ended, however it ends. `DRIFTLINE_KEEP=1` keeps it
 /// for a look at the logs.
 #[expect(clippy::zombie_processes, reason = "it waits for us, not we for it")]
@@ -107,9 +114,9 @@ pub fn folder_that_ends_with_us(prefix: &str) -> PathBuf {
         return folder;
     }
     // `cat` ends when the other end of its pipe is closed, which the kernel does for a killed process too. The others
-    // may still be writing while they die: so it tries a few times.
+    // may still be writing while they die: so it tries a few times. What a test has mounted there goes first.
     let mut sweeper = Command::new("sh");
-    sweeper.arg("-c").arg("cat; for _ in 1 2 3 4 5; do rm -rf \"$1\" && exit; sleep 1; done").arg("sh").arg(&folder);
+    sweeper.arg("-c").arg(SWEEP).arg("sh").arg(&folder);
     sweeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let mut sweeper = sweeper.spawn().expect("A shell can be started");
     static PIPES: Mutex<Vec<std::process::ChildStdin>> = Mutex::new(Vec::new());
