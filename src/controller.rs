@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCo
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::{api::discovery::v1::EndpointSlice, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{WatchStreamExt, reflector, watcher},
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Readiness},
-    api::BackupRepository,
+    api::{BackupRepository, condition},
     clock, rpc,
     rpc::{client::Agents, v1},
     shutdown,
@@ -246,6 +246,15 @@ fn time(ms: u64) -> Option<Timestamp> {
 /// From one instant to a later one; zero when the clock went back.
 fn since(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
+}
+
+/// Since when an object waits, by its conditions: what was on its way until now begins to wait now, however old it is.
+fn waits_since(conditions: &[Condition], created: Timestamp, now: Timestamp) -> Timestamp {
+    match condition::find(conditions, condition::RECONCILING) {
+        Some(on_its_way) if on_its_way.status == "True" => now,
+        Some(waiting) => waiting.last_transition_time.0.max(created),
+        None => created,
+    }
 }
 
 /// A number of the wire as the API writes it; more than it can write becomes the most that it can.

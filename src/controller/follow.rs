@@ -89,6 +89,8 @@ pub struct Seen<S> {
 
 struct Entry<S> {
     seen: Seen<S>,
+    /// How often the agent's answers to other calls were told: a call that began before may say what is no longer so.
+    told: u64,
     task: AbortHandle,
 }
 
@@ -141,13 +143,15 @@ impl<S: Followed> Followers<S> {
         };
         // The task takes the lock that is held here before it publishes anything.
         let task = tokio::spawn(task.run()).abort_handle();
-        entries.insert(id.to_owned(), Entry { seen: Seen { state: None, unknown: false, lost_since: None }, task });
+        let seen = Seen { state: None, unknown: false, lost_since: None };
+        entries.insert(id.to_owned(), Entry { seen, told: 0, task });
     }
 
     /// Takes a state that the agent gave in an answer, so that what it said before is not held against it.
     pub fn tell(&self, id: &str, state: S, now: Timestamp) {
         if let Some(entry) = locked(&self.entries).get_mut(id) {
             entry.seen = Seen { state: Some((state, now)), unknown: false, lost_since: None };
+            entry.told += 1;
         }
     }
 
@@ -172,12 +176,14 @@ impl<S: Followed> Task<S> {
     async fn run(self) {
         let mut failures = 0;
         loop {
+            let told = self.told();
             match self.listen(&mut failures).await {
                 Ok(true) => return,
                 Ok(false) => {}
+                Err(error) if error.is_not_found() && self.told() != told => {}
+                // What it said in an earlier life is no longer so: its state folder was lost, or it had kept nothing yet.
                 Err(error) if error.is_not_found() => self.publish(|seen, _| {
-                    seen.unknown = true;
-                    seen.lost_since = None;
+                    *seen = Seen { state: None, unknown: true, lost_since: None };
                 }),
                 Err(error) => {
                     tracing::debug!(node = self.node, run = self.id, "{}", chain(&error));
@@ -246,6 +252,10 @@ impl<S: Followed> Task<S> {
             }
         });
         Instant::now() + interval(going(&locked(&self.entries)))
+    }
+
+    fn told(&self) -> u64 {
+        locked(&self.entries).get(&self.id).map_or(0, |entry| entry.told)
     }
 
     fn lost(&self) {

@@ -170,7 +170,7 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Sourc
         deleted: restore.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         finalizer: restore.finalizers().iter().any(|f| f == FINALIZER),
         cancel: restore.spec.cancel,
-        known_since: created.max(context.started),
+        known_since: super::waits_since(&status.conditions, created, now).max(context.started),
         node: restore.spec.target.node_name.clone(),
         verify: restore.spec.verify == Verify::Digest,
         generation: restore.metadata.generation.unwrap_or(0),

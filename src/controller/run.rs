@@ -68,7 +68,7 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
                 write::finalizer(&context, &run, false).await?;
                 return Ok(Action::requeue(Duration::from_secs(1)));
             }
-            Plan::Start { ref node } => match start(&context, &run, &target, node).await {
+            Plan::Start { ref node } => match start(&context, &run, &world.ready, &target, node).await {
                 Ok(state) => {
                     follow(&context, &run, node);
                     context.backups.tell(&agent_id(&run), state.clone(), context.now());
@@ -92,6 +92,9 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
             }
             other => other,
         };
+        if matches!(next, Plan::Wait { .. }) && world.started.is_some() {
+            forget(&context, &run);
+        }
         let mut facts = facts;
         if let (Plan::Complete, Some(Started { on_agent: OnAgent::State(state), .. })) = (&next, &world.started) {
             facts.point = show_point(&context, &target, state).await?;
@@ -212,7 +215,12 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
         finalizer: run.finalizers().iter().any(|f| f == FINALIZER),
         cancel: spec.cancel,
         created,
-        known_since: status.retry_time.as_ref().map_or(created, |t| t.0).max(created).max(context.started),
+        known_since: status
+            .retry_time
+            .as_ref()
+            .map_or(created, |t| t.0)
+            .max(super::waits_since(&status.conditions, created, now))
+            .max(context.started),
         deadline: deadline.unwrap_or(Duration::from_secs(86_400)),
         ttl: ttl.ok().flatten(),
         backoff_limit: spec.backoff_limit,
@@ -257,8 +265,19 @@ struct Refusal {
 }
 
 /// Asks the agent to start. Safe to repeat: it answers a known id with the state that it finds.
-async fn start(context: &Context, run: &BackupRun, target: &Target, node: &str) -> Result<v1::RunState, Refusal> {
+async fn start(
+    context: &Context,
+    run: &BackupRun,
+    ready: &Result<String, Blocker>,
+    target: &Target,
+    node: &str,
+) -> Result<v1::RunState, Refusal> {
     let silent = |message: String| Refusal { reason: String::new(), message, retry: Retry::Backoff, unsure: true };
+    // What was true when the intent was written need not be so now, above all after a restart of the controller or the
+    // agent. Whether the agent has the run already is found out by following it, which needs nothing but its id.
+    if let Err(blocker) = ready {
+        return Err(silent(format!("The run is not asked for now: {}", blocker.message)));
+    }
     let Some((repository, id)) = &target.repository else {
         return Err(silent("The repository is not known yet".to_owned()));
     };

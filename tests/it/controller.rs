@@ -4,6 +4,7 @@
 
 mod agent;
 mod fixtures;
+mod lost;
 
 use std::sync::atomic::Ordering;
 

@@ -111,6 +111,10 @@ fn waiting(world: &World, now: Timestamp) -> Plan {
     if world.cancel {
         return fail(Reason::Cancelled, "The restore was cancelled before it started.");
     }
+    wait(world, now)
+}
+
+fn wait(world: &World, now: Timestamp) -> Plan {
     match &world.blocker {
         None => Plan::Intend,
         Some(blocker) => match blocker.left(world.known_since, now) {
@@ -146,7 +150,11 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
         OnAgent::Unknown if world.cancel => {
             fail(Reason::Cancelled, "The restore was cancelled before its agent started it.")
         }
-        OnAgent::Unknown if started.session.is_empty() => Plan::Start,
+        // It never began: it starts now, or waits again for what is gone meanwhile.
+        OnAgent::Unknown if started.session.is_empty() => match wait(world, now) {
+            Plan::Intend => Plan::Start,
+            other => other,
+        },
         OnAgent::Unknown => fail(
             Reason::RunUnknownToAgent,
             format!(

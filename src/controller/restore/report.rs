@@ -37,6 +37,9 @@ pub fn report(plan: &Plan, world: &World, old: Option<&RestoreRunStatus>, now: T
         }
         status.agent = Some(RunAgent { node: world.node.clone(), session, lost_since: started.lost_since.map(Time) });
     }
+    if matches!(plan, Plan::Wait { .. }) {
+        status.agent = None;
+    }
     let (phase, stage, reason, message) = words(plan, world);
     let why = (reason.as_str(), message.as_str());
     let ended = matches!(plan, Plan::Complete | Plan::Fail { .. });

@@ -100,7 +100,7 @@ pub struct World {
     pub cancel: bool,
     /// From when on its time counts.
     pub created: Timestamp,
-    /// From when on its blockers could have been known to be gone: its creation, or the controller's start.
+    /// Since when it waits for its blockers to be gone: its creation, the end of the queue, or the controller's start.
     pub known_since: Timestamp,
     /// How long it may take.
     pub deadline: Duration,
@@ -258,7 +258,11 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
             fail(Reason::Cancelled, "The run was cancelled before its agent started it.")
         }
         OnAgent::Unknown if late => fail(Reason::DeadlineExceeded, "The run took longer than activeDeadline."),
-        OnAgent::Unknown if !started.accepted => Plan::Start { node: started.node.clone() },
+        OnAgent::Unknown if !started.accepted => match &world.ready {
+            Ok(_) => Plan::Start { node: started.node.clone() },
+            // It never began, and what it needs is gone meanwhile: it waits again, and is asked for under the same id.
+            Err(blocker) => wait(blocker, world, now),
+        },
         OnAgent::Unknown => again(
             world,
             Reason::RunUnknownToAgent.as_str(),
@@ -313,6 +317,13 @@ pub(crate) fn again(world: &World, reason: &str, message: &str) -> Plan {
     Plan::Retry { reason, message, pause: FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE) }
 }
 
+fn wait(blocker: &Blocker, world: &World, now: Timestamp) -> Plan {
+    match blocker.left(world.known_since, now) {
+        Some(after) => Plan::Wait { blocker: blocker.clone(), after },
+        None => Plan::Fail { reason: blocker.reason.clone(), message: blocker.message.clone() },
+    }
+}
+
 fn waiting(world: &World, now: Timestamp) -> Plan {
     if world.cancel {
         return fail(Reason::Cancelled, "The run was cancelled before it started.");
@@ -329,12 +340,7 @@ fn waiting(world: &World, now: Timestamp) -> Plan {
     }
     let node = match &world.ready {
         Ok(node) => node.clone(),
-        Err(blocker) => {
-            return match blocker.left(world.known_since, now) {
-                Some(after) => Plan::Wait { blocker: blocker.clone(), after },
-                None => Plan::Fail { reason: blocker.reason.clone(), message: blocker.message.clone() },
-            };
-        }
+        Err(blocker) => return wait(blocker, world, now),
     };
     match &world.in_front {
         Some((behind, position)) => Plan::Queue { behind: behind.clone(), position: *position },

@@ -75,6 +75,10 @@ pub fn report(
             status.restore_point_ref.clone_from(&facts.point);
             status.progress = "100%".to_owned();
         }
+        Plan::Wait { .. } if world.started.is_some() => {
+            status.agent = None;
+            status.attempts = Some(world.attempts - 1);
+        }
         Plan::Wait { .. }
         | Plan::Pause { .. }
         | Plan::Start { .. }

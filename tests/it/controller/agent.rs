@@ -123,6 +123,22 @@ impl FakeAgent {
         });
     }
 
+    /// Takes a run whose asker never hears of it.
+    pub(super) fn take(&self, id: &str) {
+        let state = v1::RunState {
+            run_uid: id.to_owned(),
+            phase: v1::RunPhase::Copying.into(),
+            session: "s1".into(),
+            ..v1::RunState::default()
+        };
+        self.with(|s| s.runs.insert(id.to_owned(), watch::Sender::new(state)));
+    }
+
+    /// Has lost its state folder.
+    pub(super) fn forget_runs(&self) {
+        self.with(|s| s.runs.clear());
+    }
+
     /// Changes the states of all runs.
     pub(super) fn change_runs(&self, change: impl Fn(&mut v1::RunState)) {
         self.with(|s| s.runs.values().for_each(|run| run.send_modify(&change)));
@@ -164,14 +180,12 @@ fn silent(call: &'static str) -> RpcError {
 }
 
 fn unknown(call: &'static str) -> RpcError {
-    RpcError::Refused {
-        node: "n1".to_owned(),
-        call,
-        kind: Kind::NotFound,
-        reason: "RunNotFound".to_owned(),
-        message: "Never heard of it".to_owned(),
-        retry: Retry::OnChange,
-    }
+    refused(call, Kind::NotFound, "RunNotFound")
+}
+
+fn refused(call: &'static str, kind: Kind, reason: &str) -> RpcError {
+    let (node, message) = ("n1".to_owned(), format!("{call}: {reason}"));
+    RpcError::Refused { node, call, kind, reason: reason.to_owned(), message, retry: Retry::OnChange }
 }
 
 fn now<'a, T: Send + 'a>(answer: Result<T, RpcError>) -> Answer<'a, T> {
@@ -242,6 +256,9 @@ impl AgentCalls for FakeAgent {
                 return Err(silent("StartBackup"));
             }
             s.note("StartBackup");
+            if request.guest.as_ref().is_none_or(|g| g.uuid.is_empty()) {
+                return Err(refused("StartBackup", Kind::Invalid, "InvalidRequest"));
+            }
             let mut state = v1::RunState {
                 run_uid: request.run_uid.clone(),
                 phase: s.phase.into(),
@@ -275,6 +292,9 @@ impl AgentCalls for FakeAgent {
 
     fn start_restore(&self, request: v1::StartRestoreRequest) -> Answer<'_, v1::RestoreState> {
         now(self.with(|s| {
+            if !s.reachable {
+                return Err(silent("StartRestore"));
+            }
             s.note("StartRestore");
             s.restore = Some(request.clone());
             Ok(done(&request))
@@ -282,7 +302,10 @@ impl AgentCalls for FakeAgent {
     }
 
     fn watch_restore<'a>(&'a self, _id: &'a str) -> Answer<'a, Answers<v1::RestoreState>> {
-        let request = self.with(|s| s.restore.clone());
+        let (request, reachable) = self.with(|s| (s.restore.clone(), s.reachable));
+        if !reachable {
+            return now(Err(silent("WatchRestore")));
+        }
         now(request.map(|r| stream::iter([Ok(done(&r))]).boxed()).ok_or_else(|| unknown("WatchRestore")))
     }
 

@@ -1,0 +1,111 @@
+//! What was lost on the way: answers, state folders, the controller's own memory. A run is neither lost nor doubled, and
+//! none waits for what will never come.
+
+use std::sync::atomic::Ordering;
+
+use driftline::{
+    api::{BackupRun, RestoreRun},
+    controller::{repository, restore, run},
+    rpc::v1,
+};
+use serde_json::json;
+
+use super::fixtures::{Stage, backup, restore_of, until};
+
+#[tokio::test]
+async fn an_agent_that_has_forgotten_a_run_that_it_told_of_does_not_hold_it_up_for_ever() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert_eq!(stage.status("backupruns", "b1")["phase"], "Copying");
+    stage.agent.forget_runs();
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.condition("backupruns", "b1", "Ready").1 == "Retrying"
+    })
+    .await;
+    assert!(stage.message("backupruns", "b1", "Ready").contains("no record"));
+}
+
+#[tokio::test]
+async fn a_run_that_was_taken_before_the_controller_died_is_found_though_its_guest_is_not_seen_yet() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.reachable(false);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert_eq!(stage.status("backupruns", "b1")["phase"], "Starting");
+    // The request arrived, the answer did not; the controller starts again, and so does the agent.
+    stage.agent.take("uid-b1");
+    stage.restart().await;
+    stage.agent.say_guests(vec![]);
+    stage.agent.reachable(true);
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        let phase = stage.status("backupruns", "b1")["phase"].clone();
+        assert_ne!(phase, "Failed", "{}", stage.message("backupruns", "b1", "Ready"));
+        phase == "Copying"
+    })
+    .await;
+    assert_eq!(stage.status("backupruns", "b1")["attempts"], 1);
+}
+
+#[tokio::test]
+async fn a_run_that_never_began_is_not_asked_for_where_its_repository_no_longer_lets_it() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.reachable(false);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.edit("backuprepositories", "repo", |o| o["spec"]["accessMode"] = json!("ReadOnly"));
+    stage.agent.reachable(true);
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.status("backupruns", "b1")["phase"] == "Pending"
+    })
+    .await;
+    assert_eq!(stage.status("backupruns", "b1")["attempts"], 0, "the next try is the same one");
+    stage.now.fetch_add(31, Ordering::SeqCst);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert_eq!(stage.condition("backupruns", "b1", "Failed"), ("True".into(), "RepositoryReadOnly".into()));
+    assert_eq!(stage.count("agent StartBackup"), 0);
+}
+
+#[tokio::test]
+async fn a_run_that_queued_for_long_has_the_same_patience_as_a_new_one() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.apply(backup("b2"));
+    stage.reconcile::<BackupRun, _>("b2", run::reconcile).await;
+    assert_eq!(stage.status("backupruns", "b2")["phase"], "Queued");
+    stage.now.fetch_add(3600, Ordering::SeqCst);
+    stage.edit("backuprepositories", "repo", |o| o["spec"]["accessMode"] = json!("ReadOnly"));
+    stage.reconcile::<BackupRun, _>("b2", run::reconcile).await;
+    assert_eq!(stage.status("backupruns", "b2")["phase"], "Pending");
+    stage.now.fetch_add(31, Ordering::SeqCst);
+    stage.reconcile::<BackupRun, _>("b2", run::reconcile).await;
+    assert_eq!(stage.condition("backupruns", "b2", "Failed"), ("True".into(), "RepositoryReadOnly".into()));
+}
+
+#[tokio::test]
+async fn a_restore_that_never_began_and_whose_point_is_gone_comes_to_an_end() {
+    let mut stage = Stage::ready().await;
+    stage.agent.have_point();
+    stage.forget_answers();
+    stage.reconcile::<driftline::api::BackupRepository, _>("repo", repository::reconcile).await;
+    let name = stage.names("restorepoints")[0].clone();
+    stage.apply(restore_of(&name));
+    stage.agent.reachable(false);
+    stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+    assert_eq!(stage.status("restoreruns", "r1")["phase"], "Starting");
+    stage.delete("restorepoints", &name);
+    stage.agent.reachable(true);
+    until(&mut stage, async |stage| {
+        stage.now.fetch_add(5, Ordering::SeqCst);
+        stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+        stage.condition("restoreruns", "r1", "Failed") == ("True".into(), "PointNotFound".into())
+    })
+    .await;
+    assert_eq!(stage.count("agent StartRestore"), 0);
+}
