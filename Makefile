@@ -29,6 +29,10 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@"; }; stage --be
 	trap 'stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; trap 'exit 130' INT TERM
 build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
 cargo_test = cargo test --locked --features fake
+linting = stage "format" cargo fmt --check; \
+	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings; \
+	stage "dependencies" tests/check-dependencies; \
+	stage "shell scripts" tests/check-scripts
 
 help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
@@ -46,7 +50,7 @@ sandbox:
 test:
 	@$(begin); $(build)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
-	stage "format" cargo fmt --check
+	$(linting)
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(cargo_test) --test qemu
@@ -63,10 +67,7 @@ crds:
 
 lint:
 	@$(begin)
-	stage "format" cargo fmt --check
-	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings
-	stage "dependencies" tests/check-dependencies
-	stage "shell scripts" tests/check-scripts
+	$(linting)
 
 soak:
 	@$(begin); $(build)

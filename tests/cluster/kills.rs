@@ -20,8 +20,8 @@ use crate::{
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(60);
 const NODE: &str = NODES[0];
-/// Data of the disk, and the rate at which it is copied: some 4 s a run.
-const DATA: u64 = 64;
+/// Data of the disk, and the rate at which it is copied: some 16 s a run, long enough for three kills.
+const DATA: u64 = 256;
 const RATE: &str = "16Mi";
 
 /// A run that is under way, slow enough to be hit in the middle.
@@ -75,58 +75,51 @@ impl Underway {
     }
 }
 
-fn kill_and_start_at(percent: u64, agent: bool, controller: bool) {
+/// Kills and starts again, at 10, 50 and 90 percent of one run and while its copy is synced and hashed.
+fn survives(agent: bool, controller: bool) {
     let installation = Installation::shared();
     let _alone = installation.quiet.write();
     let run = Underway::start(installation);
-    let job = run.wait_for_progress(percent);
-    if agent {
-        installation.kill_agent(NODE);
+    let kill_and_start = || {
+        if agent {
+            installation.kill_agent(NODE);
+        }
+        if controller {
+            installation.kill_controller();
+        }
+        if agent {
+            installation.start_agent(NODE);
+        }
+        if controller {
+            installation.start_controller();
+        }
+        installation.wait_until_ready();
+    };
+    let job = run.wait_for_progress(10);
+    kill_and_start();
+    for percent in [50, 90] {
+        assert_eq!(run.wait_for_progress(percent), job, "at {percent} %");
+        kill_and_start();
     }
-    if controller {
-        installation.kill_controller();
-    }
-    if agent {
-        installation.start_agent(NODE);
-    }
-    if controller {
-        installation.start_controller();
-    }
-    installation.wait_until_ready();
-    run.ends_exactly(&job);
-}
-
-#[test]
-fn an_agent_killed_at_10_percent_goes_on_with_its_jobs() {
-    kill_and_start_at(10, true, false);
-}
-
-#[test]
-fn an_agent_killed_at_90_percent_goes_on_with_its_jobs() {
-    kill_and_start_at(90, true, false);
-}
-
-#[test]
-fn a_controller_killed_at_50_percent_attaches_to_the_run_again() {
-    kill_and_start_at(50, false, true);
-}
-
-#[test]
-fn both_killed_at_50_percent_end_the_run_as_if_nothing_had_been() {
-    kill_and_start_at(50, true, true);
-}
-
-#[test]
-fn an_agent_killed_while_it_hashes_commits_the_finished_copy() {
-    let installation = Installation::shared();
-    let _alone = installation.quiet.write();
-    let run = Underway::start(installation);
-    let job = run.wait_for_progress(99);
-    // The target's node is deleted when all is copied: its reply is the flush. From then on it hashes.
+    // The target's node is deleted when all is copied: its reply is the flush. From then on it syncs and hashes.
     wait_for("the target is closed", SOON, || (run.proxy.count("blockdev-del") > 0).then_some(()));
-    installation.kill_agent(NODE);
-    installation.start_agent(NODE);
+    kill_and_start();
     run.ends_exactly(&job);
+}
+
+#[test]
+fn a_run_outlives_its_agent_whenever_it_is_killed() {
+    survives(true, false);
+}
+
+#[test]
+fn a_run_outlives_its_controller_whenever_it_is_killed() {
+    survives(false, true);
+}
+
+#[test]
+fn a_run_outlives_agent_and_controller_killed_at_once() {
+    survives(true, true);
 }
 
 #[test]
