@@ -17,6 +17,7 @@ mod deletion;
 mod kills;
 mod kinds;
 mod main_job;
+mod metrics;
 mod plane;
 mod targets;
 mod tenancy;
