@@ -162,6 +162,9 @@ impl Engine {
 
     /// Runs a backup to its end: waits for the guest's lock, finishes what an earlier process left, and then does this
     /// run, or goes on with it where it was left. The same run again answers how it ended.
+    ///
+    /// A run that is answered as failed while `holds` is still true for it has not ended: the journal keeps it, and
+    /// asking again goes on with it. Such a failure is answered only, and not sent to who watches.
     pub async fn backup(&self, monitor: &Monitor, request: &BackupRequest, control: &RunControl) -> RunState {
         let mut state = RunState::waiting(request, self.now());
         control.state.send_replace(state.clone());
@@ -181,7 +184,7 @@ impl Engine {
                 return own(state).finish(request, Some(record)).await;
             }
             Ok(record) => record,
-            Err(error) => return failed(state, EngineError::Journal(error), control, self.now()),
+            Err(error) => return failed(state, EngineError::Journal(error), self.now()),
         };
         if let Some(record) = record {
             state.reason = "FinishingEarlierRun".to_owned();
@@ -190,7 +193,7 @@ impl Engine {
             match self.finish_other(monitor, control, &lock, record).await {
                 Ok(Driven::Detached) => return state,
                 Ok(_) => {}
-                Err(error) => return failed(state, error, control, self.now()),
+                Err(error) => return failed(state, error, self.now()),
             }
             (state.reason, state.message) = (String::new(), String::new());
         }
@@ -311,7 +314,7 @@ impl Engine {
     }
 
     /// Whether the journal holds the run. A cancel then goes its way under the lock: the copy may be complete already.
-    fn holds(&self, request: &BackupRequest) -> bool {
+    pub fn holds(&self, request: &BackupRequest) -> bool {
         let record = self.0.journal.load(&request.guest.uuid);
         !matches!(record, Ok(None)) && !matches!(record, Ok(Some(record)) if record.request.run != request.run)
     }
@@ -321,9 +324,8 @@ impl Engine {
     }
 }
 
-/// A run that cannot begin, with nothing of it anywhere.
-fn failed(mut state: RunState, error: EngineError, control: &RunControl, now: jiff::Timestamp) -> RunState {
+/// A run that cannot begin or go on now. Whether it has failed for good is up to the caller, who asks `holds`.
+fn failed(mut state: RunState, error: EngineError, now: jiff::Timestamp) -> RunState {
     state.fail(&error.failure(), now);
-    control.state.send_replace(state.clone());
     state
 }

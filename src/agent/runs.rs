@@ -26,6 +26,11 @@ use crate::{
 
 /// How long a run that ended is remembered here; the engine's own memory on disk is longer and slower.
 const REMEMBER: Duration = Duration::from_secs(600);
+/// The first pause before a run is gone on with that could not be, though the journal keeps it; each further one is
+/// twice as long.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 /// The runs of an agent.
 #[derive(Clone)]
@@ -122,23 +127,50 @@ impl Runs {
         self.0.metrics.runs_queued.dec();
         if let Some((socket, _turn)) = turn {
             let _active = Counted::new(&self.0.metrics);
-            let (engine, monitor, request) = (self.0.engine.clone(), socket.monitor.clone(), request.clone());
-            let state = control.state.clone();
-            let backup = async move { engine.backup(&monitor, &request, &control).await };
-            match tokio::spawn(tracing::Instrument::instrument(backup, span.clone())).await {
-                Ok(last) => drop(state.send_replace(last)),
-                // What was done stands in the journal; the run is taken up at the agent's next start.
-                Err(error) => {
-                    tracing::error!(parent: &span, %error, "Work on a run broke off");
-                    let message = format!(
-                        "The agent's work on the run broke off ({error}); its journal is read at the agent's next start"
-                    );
-                    self.end(&state, Phase::Failed, "AgentBroken", message, true);
-                }
+            let mut pause = FIRST_PAUSE;
+            while let Some((reason, message)) = self.attempt(&request, &control, &socket, &span).await {
+                tracing::warn!(parent: &span, reason, "{message}");
+                wait(&control.state, &reason, message);
+                tokio::select! { () = tokio::time::sleep(pause) => {} () = control.detach.cancelled() => break }
+                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
         self.ended(&request, &span);
         self.0.guests.look(&key);
+    }
+
+    /// Works on a run until it has ended or is left. Some: it cannot go on now, with the reason, and has not ended, because
+    /// the journal keeps it: told as failed it could become a point all the same, and be done twice.
+    async fn attempt(
+        &self,
+        request: &BackupRequest,
+        control: &RunControl,
+        socket: &Socket,
+        span: &tracing::Span,
+    ) -> Option<(String, String)> {
+        let (engine, monitor) = (self.0.engine.clone(), socket.monitor.clone());
+        let (asked, told) = (request.clone(), control.clone());
+        let backup = async move {
+            let last = engine.backup(&monitor, &asked, &told).await;
+            let held = last.phase == Phase::Failed && engine.holds(&asked);
+            (last, held)
+        };
+        match tokio::spawn(tracing::Instrument::instrument(backup, span.clone())).await {
+            Ok((last, true)) => Some((last.reason, format!("{}; the run is gone on with soon", last.message))),
+            Ok((last, false)) => {
+                control.state.send_replace(last);
+                None
+            }
+            Err(error) => {
+                let message = format!("The agent's work on the run broke off ({error})");
+                let (engine, request) = (self.0.engine.clone(), request.clone());
+                if tokio::task::spawn_blocking(move || engine.holds(&request)).await.unwrap_or(true) {
+                    return Some(("AgentBroken".to_owned(), message));
+                }
+                self.end(&control.state, Phase::Failed, "AgentBroken", message, true);
+                None
+            }
+        }
     }
 
     /// Waits for the guest's socket and for the runs before this one. None: cancelled or left.

@@ -139,8 +139,8 @@ impl<'a> Run<'a> {
                 }
                 Driven::StartOver => (attempts, started) = (record.attempts, record.started),
                 Driven::Broken(error) => {
+                    // Not published: the journal keeps the run, which may still become a point.
                     self.state.fail(&error.failure(), self.now());
-                    self.publish();
                     return self.state;
                 }
                 Driven::Complete | Driven::Failed | Driven::Detached => return self.state,
@@ -167,6 +167,7 @@ impl<'a> Run<'a> {
             .await;
         if let Err(Halt::Failed(error)) = written {
             tracing::error!(error = %error.failure().message, run = %request.run, "how the run ended could not be kept");
+            return self.state;
         }
         self.publish();
         self.state

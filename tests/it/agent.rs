@@ -2,6 +2,7 @@
 //! that runs outlive the agent.
 
 mod guests;
+mod held;
 mod life;
 mod runs;
 mod tls;

@@ -11,14 +11,14 @@ use super::*;
 const UUID: &str = "11111111-1111-4111-8111-111111111111";
 const REPOSITORY: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 
-struct Lab {
-    host: Host,
-    qemu: FakeQemu,
+pub(super) struct Lab {
+    pub(super) host: Host,
+    pub(super) qemu: FakeQemu,
 }
 
 impl Lab {
     /// A machine with one disk, and an empty folder for a repository.
-    fn new(pace: Pace) -> Lab {
+    pub(super) fn new(pace: Pace) -> Lab {
         let host = Host::new();
         let image = host.path("disk.img");
         fs::write(&image, vec![7; 1 << 20]).unwrap();
@@ -28,12 +28,12 @@ impl Lab {
         Lab { host, qemu }
     }
 
-    fn address(&self) -> Option<v1::RepositoryAddress> {
+    pub(super) fn address(&self) -> Option<v1::RepositoryAddress> {
         let path = self.host.path("repos/one").to_str().unwrap().to_owned();
         Some(v1::RepositoryAddress { path, id: REPOSITORY.to_owned() })
     }
 
-    fn request(&self, run: &str) -> v1::StartBackupRequest {
+    pub(super) fn request(&self, run: &str) -> v1::StartBackupRequest {
         let guest = v1::GuestRef { namespace: "team-a".into(), name: "db-1".into(), uuid: UUID.into() };
         v1::StartBackupRequest {
             run_uid: run.to_owned(),
@@ -45,7 +45,7 @@ impl Lab {
         }
     }
 
-    fn restore(&self, run: &str, namespace: &str, point: &str, image: &Path) -> v1::StartRestoreRequest {
+    pub(super) fn restore(&self, run: &str, namespace: &str, point: &str, image: &Path) -> v1::StartRestoreRequest {
         v1::StartRestoreRequest {
             run_uid: run.to_owned(),
             repository: self.address(),
@@ -59,7 +59,7 @@ impl Lab {
         }
     }
 
-    async fn ready(&self, agent: &Agent) {
+    pub(super) async fn ready(&self, agent: &Agent) {
         let path = self.host.path("repos/one").to_str().unwrap().to_owned();
         let action = Some(v1::repository_request::Action::Initialise(REPOSITORY.to_owned()));
         let answer = agent.repository(v1::RepositoryRequest { path, action }).await.unwrap();
@@ -69,7 +69,7 @@ impl Lab {
 }
 
 /// Follows a run until its state is as wanted.
-async fn run_until(agent: &Agent, run: &str, wanted: impl Fn(&v1::RunState) -> bool) -> v1::RunState {
+pub(super) async fn run_until(agent: &Agent, run: &str, wanted: impl Fn(&v1::RunState) -> bool) -> v1::RunState {
     let mut last = None;
     let followed = async {
         let mut states = agent.watch_run(run).await.unwrap();
@@ -87,7 +87,7 @@ async fn run_until(agent: &Agent, run: &str, wanted: impl Fn(&v1::RunState) -> b
 }
 
 /// Starts a restore and follows it to its end.
-async fn restored(agent: &Agent, request: v1::StartRestoreRequest) -> v1::RestoreState {
+pub(super) async fn restored(agent: &Agent, request: v1::StartRestoreRequest) -> v1::RestoreState {
     let run = request.run_uid.clone();
     agent.start_restore(request).await.unwrap();
     let followed = async {
@@ -101,11 +101,11 @@ async fn restored(agent: &Agent, request: v1::StartRestoreRequest) -> v1::Restor
     tokio::time::timeout(PATIENCE, followed).await.unwrap()
 }
 
-fn ended(state: &v1::RunState) -> bool {
+pub(super) fn ended(state: &v1::RunState) -> bool {
     matches!(state.phase(), v1::RunPhase::Complete | v1::RunPhase::Failed | v1::RunPhase::Cancelled)
 }
 
-fn copying(state: &v1::RunState) -> bool {
+pub(super) fn copying(state: &v1::RunState) -> bool {
     state.phase() == v1::RunPhase::Copying
 }
 

@@ -1,0 +1,30 @@
+//! What the agent cannot go on with now but keeps: told as going, with the reason, never as an end that a later point
+//! would give the lie.
+
+use driftline::qmp::fake::Pace;
+
+use super::{
+    runs::{Lab, copying, ended, run_until},
+    *,
+};
+
+#[tokio::test]
+async fn a_run_whose_journal_cannot_be_written_has_not_failed_and_goes_on_when_it_can() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    lab.ready(&agent).await;
+    agent.start_backup(lab.request("run-1")).await.unwrap();
+    run_until(&agent, "run-1", copying).await;
+    let (journal, aside) = (lab.host.path("state/journal"), lab.host.path("state/aside"));
+    fs::rename(&journal, &aside).unwrap();
+    fs::write(&journal, "not a folder").unwrap();
+    lab.qemu.finish_jobs();
+    let state = run_until(&agent, "run-1", |state| state.reason.starts_with("Journal") || ended(state)).await;
+    assert!(!ended(&state), "the journal keeps it: {state:#?}");
+    fs::remove_file(&journal).unwrap();
+    fs::rename(&aside, &journal).unwrap();
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!(state.phase(), v1::RunPhase::Complete, "{state:#?}");
+    assert_eq!(lab.qemu.transactions(), 1);
+}
