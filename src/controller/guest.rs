@@ -205,11 +205,12 @@ fn disk(disk: &v1::Disk) -> GuestDisk {
 
 /// What is known about the guest of this name, which `had` says to have been on a node.
 pub fn observe(context: &Context, namespace: &str, name: &str, had: &str) -> World {
-    let claims = context.inventory.claims(namespace, name);
+    let now = context.now();
+    let claims = context.inventory.claims(namespace, name, now);
     let node = claims.first().map_or(had, |(node, _)| node.as_str());
     let agent_answers = context.inventory.node(node).is_some_and(|v| v.connected);
     let uuid = claims.first().map(|(_, g)| g.uuid.clone()).unwrap_or_default();
-    let doubles = if uuid.is_empty() { vec![] } else { context.inventory.doubles(&uuid, namespace, name) };
+    let doubles = if uuid.is_empty() { vec![] } else { context.inventory.doubles(&uuid, namespace, name, now) };
     World { claims, doubles, had: had.to_owned(), agent_answers }
 }
 
@@ -236,7 +237,7 @@ pub async fn reconcile(context: Arc<Context>, guest: Arc<Guest>) -> Result<Actio
         Some(LastRestorePoint { name, namespace, checkpoint_time })
     });
     let status = report(&plan, &world, guest.status.as_ref(), last, guest.metadata.generation, context.now());
-    write::status(&context, guest.as_ref(), &status, "Discover").await?;
+    write::status(&context, &mut guest.as_ref().clone(), &status, "Discover").await?;
     Ok(Action::requeue(RESYNC))
 }
 

@@ -22,6 +22,9 @@ use crate::{api::words::Reason, rpc::v1};
 /// How long to wait before an agent that did not answer is asked again.
 const PAUSES: [Duration; 4] =
     [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10)];
+/// What an agent said counts for so long after it fell silent, unless nobody else says that it has the guest: a machine
+/// that was started elsewhere after its node died must not wait for that node.
+const CLAIM_COUNTS: Duration = Duration::from_secs(60);
 /// How often objects that could not be written are tried again.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -32,12 +35,20 @@ pub struct NodeView {
     pub connected: bool,
     /// When it last said something.
     pub last_seen: Option<Timestamp>,
+    /// Since when it has not answered; None while it does.
+    pub lost: Option<Timestamp>,
     /// Its session.
     pub session: String,
     /// Its guests.
     pub guests: Vec<v1::Guest>,
     /// Its host files that cannot be used.
     pub problems: Vec<v1::Problem>,
+}
+
+impl NodeView {
+    fn counts(&self, now: Timestamp) -> bool {
+        self.connected || self.lost.is_none_or(|lost| super::since(lost, now) < CLAIM_COUNTS)
+    }
 }
 
 /// What all agents said last.
@@ -58,26 +69,34 @@ impl Inventory {
         nodes.iter().filter(|(_, v)| v.connected).map(|(n, v)| (n.clone(), v.session.clone())).collect()
     }
 
-    /// Who says that it has the guest of this name, with what it says.
-    pub fn claims(&self, namespace: &str, name: &str) -> Vec<(String, v1::Guest)> {
+    /// Who says that it has the guest of this name, with what it says. Whoever has long been silent is only believed
+    /// where nobody else says so.
+    pub fn claims(&self, namespace: &str, name: &str, now: Timestamp) -> Vec<(String, v1::Guest)> {
         let nodes = locked(&self.nodes);
-        let mut claims = vec![];
+        let (mut claims, mut stale) = (vec![], vec![]);
         for (node, view) in nodes.iter() {
             let own = view.guests.iter().filter(|g| g.namespace == namespace && g.name == name);
-            claims.extend(own.map(|g| (node.clone(), g.clone())));
+            let list = if view.counts(now) { &mut claims } else { &mut stale };
+            list.extend(own.map(|g| (node.clone(), g.clone())));
         }
-        claims
+        if claims.is_empty() { stale } else { claims }
     }
 
     /// Guests of other nodes or names with this UUID, as `node: namespace/name`.
-    pub fn doubles(&self, uuid: &str, namespace: &str, name: &str) -> Vec<String> {
+    pub fn doubles(&self, uuid: &str, namespace: &str, name: &str, now: Timestamp) -> Vec<String> {
         let nodes = locked(&self.nodes);
         let mut doubles = vec![];
-        for (node, view) in nodes.iter() {
+        for (node, view) in nodes.iter().filter(|(_, view)| view.counts(now)) {
             let own = view.guests.iter().filter(|g| g.uuid == uuid && (g.namespace != namespace || g.name != name));
             doubles.extend(own.map(|g| format!("{node}: {}/{}", g.namespace, g.name)));
         }
         doubles
+    }
+
+    /// Forgets a node that has no agent any more; answers with the names of all guests that it had.
+    fn forget(&self, node: &str) -> BTreeSet<(String, String)> {
+        let gone = locked(&self.nodes).remove(node).unwrap_or_default();
+        gone.guests.iter().map(|g| (g.namespace.clone(), g.name.clone())).collect()
     }
 
     /// Sets what an agent says; answers with the names of all guests that it said before or says now.
@@ -122,7 +141,16 @@ async fn ask(context: Arc<Context>, node: String, end: CancellationToken) {
             tracing::warn!(node, "The agent no longer answers");
         }
         view.connected = false;
+        view.lost.get_or_insert(context.now());
         changed(&context, &node, view);
+        if end.is_cancelled() {
+            // The node has no agent any more, and nothing of it stays: a node of a fleet may never come back.
+            context.metrics.agent_gone(&node);
+            for (namespace, name) in context.inventory.forget(&node) {
+                context.guests.wake(&namespace, &name);
+            }
+            return;
+        }
         if answered.is_some() {
             let pause = PAUSES[failures.min(PAUSES.len() - 1)];
             failures += 1;
@@ -165,6 +193,7 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
                 let view = NodeView {
                     connected: true,
                     last_seen: Some(context.now()),
+                    lost: None,
                     session: who.session.clone(),
                     guests: said.guests,
                     problems: said.problems,
@@ -238,4 +267,30 @@ async fn report(context: &Context, node: &str, problem: &v1::Problem) {
         secondary: None,
     };
     super::write::publish(context, event, regarding).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(connected: bool, lost: Option<i64>) -> NodeView {
+        let guest = v1::Guest { namespace: "t".into(), name: "g".into(), uuid: "u".into(), ..v1::Guest::default() };
+        let lost = lost.map(|second| Timestamp::from_second(second).unwrap());
+        NodeView { connected, lost, guests: vec![guest], ..NodeView::default() }
+    }
+
+    #[test]
+    fn a_node_that_died_does_not_hold_a_guest_that_was_started_elsewhere() {
+        let inventory = Inventory::default();
+        inventory.set("dead", view(false, Some(100)));
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let nodes = |now| inventory.claims("t", "g", at(now)).into_iter().map(|(n, _)| n).collect::<Vec<_>>();
+        assert_eq!(nodes(900), ["dead"], "nobody else has it: it may come back");
+        inventory.set("heir", view(true, None));
+        assert_eq!(nodes(159), ["dead", "heir"], "an agent that restarts is waited for");
+        assert_eq!(nodes(160), ["heir"]);
+        assert!(inventory.doubles("u", "t", "other", at(160)) == ["heir: t/g"]);
+        assert_eq!(inventory.forget("heir").len(), 1);
+        assert_eq!(nodes(900), ["dead"]);
+    }
 }

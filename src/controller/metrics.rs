@@ -145,6 +145,11 @@ impl ControllerMetrics {
         self.failures.get_or_create(&Failure { kind, reason }).inc();
     }
 
+    /// A node has no agent any more.
+    pub fn agent_gone(&self, node: &str) {
+        self.agents.remove(&Node { node: node.to_owned() });
+    }
+
     /// Whether a node's agent answers.
     pub fn agent(&self, node: &str, connected: bool) {
         self.agents.get_or_create(&Node { node: node.to_owned() }).set(i64::from(connected));
