@@ -81,6 +81,18 @@ impl Error {
         }
     }
 
+    /// Whether the API server understood and said no, which it will say again.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Error::WriteObject { source, .. } => [403, 404, 409, 422].iter().any(|code| is_code(source, *code)),
+            Error::WriteStatus { .. }
+            | Error::Finalizer { .. }
+            | Error::Delete { .. }
+            | Error::Agent { .. }
+            | Error::Foreign { .. } => false,
+        }
+    }
+
     /// What trying again can do.
     pub fn retry(&self) -> Retry {
         match self {

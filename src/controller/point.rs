@@ -150,7 +150,7 @@ pub async fn reconcile(context: Arc<Context>, object: Arc<RestorePoint>) -> Resu
     let plan = plan(known, &object.spec, point.as_deref());
     tracing::debug!(namespace = name.0, point = name.1, ?plan, "RestorePoint");
     let status = report(&plan, point.as_deref(), object.status.as_ref(), object.metadata.generation, context.now());
-    write::status(&context, object.as_ref(), &status, "Show").await?;
+    write::status(&context, &mut object.as_ref().clone(), &status, "Show").await?;
     Ok(Action::requeue(RESYNC))
 }
 

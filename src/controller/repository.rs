@@ -127,7 +127,7 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
             context.catalogue.count(&uid),
             context.now(),
         );
-        write::status(&context, &repository, &status, "Validate").await?;
+        write::status(&context, &mut repository, &status, "Validate").await?;
         repository.status = Some(status);
         if let Some(after) = rest {
             if let Some(shelf) = context.catalogue.shelf(&uid) {

@@ -68,7 +68,7 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
             }
             Plan::Release => {
                 context.restoring.forget(&uid(&restore));
-                write::finalizer(&context, &restore, false).await?;
+                write::finalizer(&context, &mut restore, false).await?;
                 return Ok(Action::requeue(Duration::from_secs(1)));
             }
             Plan::Start => match start(&context, &restore, source.as_ref().ok()).await {
@@ -98,21 +98,16 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
             other => other,
         };
         if next == Plan::Intend {
-            write::finalizer(&context, &restore, true).await?;
+            write::finalizer(&context, &mut restore, true).await?;
         }
         let status = report::report(&next, &world, restore.status.as_ref(), context.now());
-        write::status(&context, &restore, &status, "Restore").await?;
+        write::status(&context, &mut restore, &status, "Restore").await?;
         if settled_conditions(&status) && !is_settled(&restore) {
             count(&context, &restore, &status);
         }
         restore.status = Some(status);
         match next {
-            Plan::Intend => {
-                let list = restore.finalizers_mut();
-                if !list.iter().any(|f| f == FINALIZER) {
-                    list.push(FINALIZER.to_owned());
-                }
-            }
+            Plan::Intend => {}
             Plan::Complete | Plan::Fail { .. } => {
                 context.restoring.forget(&uid(&restore));
                 context.metrics.going("RestoreRun", context.restoring.running());

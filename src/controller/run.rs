@@ -3,10 +3,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{ResourceExt, runtime::controller::Action};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    ResourceExt,
+    runtime::{controller::Action, events::EventType},
+};
 
-use super::{context::Context, error::Error, point, repository, write};
+use super::{
+    context::Context,
+    error::{Error, chain},
+    point, repository, write,
+};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
@@ -44,6 +51,14 @@ fn settled_conditions(status: &BackupRunStatus) -> bool {
         || condition::is_true(&status.conditions, condition::FAILED)
 }
 
+/// When the run was seen to have ended. Not `completionTime`, which is the node's: its clock must not delete objects.
+fn settled_at(conditions: &[Condition]) -> Option<jiff::Timestamp> {
+    let ended = conditions
+        .iter()
+        .filter(|c| c.status == "True" && (c.type_ == condition::COMPLETE || c.type_ == condition::FAILED));
+    ended.map(|c| c.last_transition_time.0).max()
+}
+
 /// Brings one run on its way, step by step, and its status up to date.
 ///
 /// # Errors
@@ -65,7 +80,7 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
             }
             Plan::Release => {
                 forget(&context, &run);
-                write::finalizer(&context, &run, false).await?;
+                write::finalizer(&context, &mut run, false).await?;
                 return Ok(Action::requeue(Duration::from_secs(1)));
             }
             Plan::Start { ref node } => match start(&context, &run, &world.ready, &target, node).await {
@@ -97,7 +112,7 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         }
         let mut facts = facts;
         if let (Plan::Complete, Some(Started { on_agent: OnAgent::State(state), .. })) = (&next, &world.started) {
-            facts.point = show_point(&context, &target, state).await?;
+            facts.point = show_point(&context, &run, &target, state).await?;
         }
         if let Some(Started { on_agent: OnAgent::State(state), .. }) = &world.started
             && facts.session.is_empty()
@@ -106,17 +121,17 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         }
         // The finalizer comes before the intent: from the intent on the run may be going.
         if matches!(next, Plan::Intend { .. }) {
-            write::finalizer(&context, &run, true).await?;
+            write::finalizer(&context, &mut run, true).await?;
         }
         let status = report::report(&next, &world, &facts, run.status.as_ref(), context.now());
-        write::status(&context, &run, &status, "Backup").await?;
+        write::status(&context, &mut run, &status, "Backup").await?;
         let ended = settled_conditions(&status);
         if ended && !is_settled(&run) {
             count(&context, &run, &status, &world);
         }
         run.status = Some(status);
         match next {
-            Plan::Intend { .. } => add_finalizer(&mut run),
+            Plan::Intend { .. } => {}
             Plan::Complete | Plan::Fail { .. } => return finish(&context, &run).await,
             Plan::Wait { after, .. } | Plan::Pause { after } => return Ok(Action::requeue(after)),
             Plan::Retry { pause, .. } => return Ok(Action::requeue(pause)),
@@ -126,13 +141,6 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         }
     }
     Ok(Action::requeue(Duration::from_secs(1)))
-}
-
-fn add_finalizer(run: &mut BackupRun) {
-    let list = run.finalizers_mut();
-    if !list.iter().any(|f| f == FINALIZER) {
-        list.push(FINALIZER.to_owned());
-    }
 }
 
 /// After the end: nothing holds the object any longer, and whoever waited is woken.
@@ -188,7 +196,7 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
     let invalid = invalid.or_else(|| bandwidth.as_ref().err().map(|e| format!("transfer.bandwidth: {e}")));
 
     let settled =
-        settled_conditions(&status).then(|| Settled { at: status.completion_time.as_ref().map_or(created, |t| t.0) });
+        settled_conditions(&status).then(|| Settled { at: settled_at(&status.conditions).unwrap_or(created) });
     let started = status.agent.as_ref().filter(|_| settled.is_none() && status.retry_time.is_none()).map(|agent| {
         if !agent.session.is_empty() {
             // After a restart of the controller: whoever took the run is asked how it goes.
@@ -328,6 +336,7 @@ async fn cancel(context: &Arc<Context>, run: &BackupRun, node: &str) {
 /// Shows the point that a run made.
 async fn show_point(
     context: &Context,
+    run: &BackupRun,
     target: &Target,
     state: &v1::RunState,
 ) -> Result<Option<RestorePointRef>, Error> {
@@ -338,7 +347,18 @@ async fn show_point(
     let known = context.catalogue.place(&uid, &made.id);
     let Some(name) = known.or_else(|| point::place(context, repository, id, &made)) else { return Ok(None) };
     context.catalogue.add(&uid, id, name.clone(), made.clone());
-    point::make(context, repository, &name, &made, id).await?;
+    match point::make(context, repository, &name, &made, id).await {
+        Ok(()) => {}
+        // The namespace is going, or somebody else holds the name: the run is complete all the same, must not be held by
+        // its finalizer, and the point is shown when its repository is looked at and it can be.
+        Err(error) if error.is_refusal() => {
+            let note = format!("The point {} is safe in the repository, but not shown: {}", made.id, chain(&error));
+            let reason = Reason::PointNotShown.as_str();
+            write::event(context, run, EventType::Warning, reason, "Backup", &note).await;
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    }
     context.points.wake(&name.0, &name.1);
     repository::wake(context, repository);
     Ok(Some(RestorePointRef { name: name.1, namespace: name.0 }))

@@ -23,6 +23,9 @@ use crate::api::{condition, words};
 const NOTE_LIMIT: usize = 900;
 /// How long an Event may take: it is never worth more.
 const EVENT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long any other call may take. The client has no limit of its own (kube 5.0 dropped its read timeout), and an API
+/// server that hangs must not hold a reconcile for ever.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A namespaced kind with a status.
 pub trait Kind:
@@ -70,17 +73,24 @@ pub(super) fn full_name(meta: &ObjectMeta) -> String {
     format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
 }
 
+/// A call's answer, or that there was none in time.
+async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let late = || kube::Error::Service(format!("the API server did not answer within {} s", DEADLINE.as_secs()).into());
+    tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_| Err(late()))
+}
+
 fn api<K: Kind>(context: &Context, namespace: &str) -> Api<K> {
     Api::namespaced(context.client.clone(), namespace)
 }
 
 /// Writes the status when it differs from the one that was read, and an Event when `Ready` has another status or reason.
+/// The object then has the resource version of what was written, for the next write of the same reconcile.
 ///
 /// # Errors
-/// When the API server does not take it; an object that is gone is no error.
-pub async fn status<K: Kind>(context: &Context, object: &K, status: &K::Status, action: &str) -> Result<(), Error> {
-    let old = object.status();
-    if old == Some(status) {
+/// When the API server does not take it, above all because the object was changed since it was read: what was decided
+/// from an old state must not undo a newer one, such as a run's end. An object that is gone is no error.
+pub async fn status<K: Kind>(context: &Context, object: &mut K, status: &K::Status, action: &str) -> Result<(), Error> {
+    if object.status() == Some(status) {
         return Ok(());
     }
     let name = object.name_any();
@@ -89,26 +99,29 @@ pub async fn status<K: Kind>(context: &Context, object: &K, status: &K::Status, 
     let body = json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
-        "metadata": { "name": name, "namespace": namespace, "uid": object.uid() },
+        "metadata": {
+            "name": name, "namespace": namespace, "uid": object.uid(), "resourceVersion": object.resource_version(),
+        },
         "status": status,
     });
     let params = PatchParams::apply(words::FIELD_MANAGER);
-    match api::<K>(context, &namespace).patch_status(&name, &params, &Patch::Apply(&body)).await {
-        Ok(_) => {}
+    let version = match answer(api::<K>(context, &namespace).patch_status(&name, &params, &Patch::Apply(&body))).await {
+        Ok(written) => written.resource_version(),
         Err(error) if is_code(&error, 404) => return Ok(()),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
             return Err(Error::WriteStatus { kind, name, source: Box::new(source) });
         }
-    }
-    let before = old.and_then(|s| condition::find(K::conditions(s), condition::READY));
+    };
+    object.meta_mut().resource_version = version;
+    let before = object.status().and_then(|s| condition::find(K::conditions(s), condition::READY));
     let after = condition::find(K::conditions(status), condition::READY);
     if let Some(after) = after
         && before.is_none_or(|b| b.status != after.status || b.reason != after.reason)
     {
         let quiet = after.status == "True" || condition::is_true(K::conditions(status), condition::RECONCILING);
         let kind = if quiet { EventType::Normal } else { EventType::Warning };
-        event(context, object, kind, &after.reason, action, &after.message).await;
+        event(context, &*object, kind, &after.reason, action, &after.message).await;
     }
     Ok(())
 }
@@ -139,7 +152,7 @@ pub(super) async fn publish(context: &Context, event: Event, regarding: ObjectRe
 ///
 /// # Errors
 /// When the API server does not take it; an object that is gone is no error.
-pub async fn finalizer<K: Kind>(context: &Context, object: &K, wanted: bool) -> Result<(), Error> {
+pub async fn finalizer<K: Kind>(context: &Context, object: &mut K, wanted: bool) -> Result<(), Error> {
     let mut finalizers = object.finalizers().to_vec();
     if finalizers.iter().any(|f| f == words::FINALIZER) == wanted {
         return Ok(());
@@ -152,8 +165,13 @@ pub async fn finalizer<K: Kind>(context: &Context, object: &K, wanted: bool) -> 
     let body = json!({ "metadata": { "resourceVersion": object.resource_version(), "uid": object.uid(), "finalizers": finalizers } });
     let params = PatchParams { field_manager: Some(words::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let namespace = object.namespace().unwrap_or_default();
-    match api::<K>(context, &namespace).patch(&object.name_any(), &params, &Patch::Merge(&body)).await {
-        Ok(_) => Ok(()),
+    let call = api::<K>(context, &namespace);
+    match answer(call.patch(&object.name_any(), &params, &Patch::Merge(&body))).await {
+        Ok(written) => {
+            object.meta_mut().resource_version = written.resource_version();
+            *object.finalizers_mut() = finalizers;
+            Ok(())
+        }
         Err(error) if is_code(&error, 404) => Ok(()),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
@@ -169,7 +187,7 @@ pub async fn finalizer<K: Kind>(context: &Context, object: &K, wanted: bool) -> 
 pub async fn apply<K: Kind>(context: &Context, object: &K) -> Result<(), Error> {
     let namespace = object.namespace().unwrap_or_default();
     let params = PatchParams::apply(words::FIELD_MANAGER);
-    match api::<K>(context, &namespace).patch(&object.name_any(), &params, &Patch::Apply(object)).await {
+    match answer(api::<K>(context, &namespace).patch(&object.name_any(), &params, &Patch::Apply(object))).await {
         Ok(_) => Ok(()),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
@@ -186,12 +204,23 @@ pub async fn delete<K: Kind>(context: &Context, object: &K) -> Result<(), Error>
     let only = Preconditions { uid: object.uid(), resource_version: None };
     let params = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
     let namespace = object.namespace().unwrap_or_default();
-    match api::<K>(context, &namespace).delete(&object.name_any(), &params).await {
+    match answer(api::<K>(context, &namespace).delete(&object.name_any(), &params)).await {
         Ok(_) => Ok(()),
         Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
             Err(Error::Delete { kind, name, source: Box::new(source) })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_never_answers_is_an_error_in_time() {
+        let error = answer(std::future::pending::<kube::Result<()>>()).await.unwrap_err();
+        assert!(error.to_string().contains("30 s"), "{error}");
     }
 }

@@ -5,6 +5,7 @@
 mod agent;
 mod fixtures;
 mod lost;
+mod server;
 
 use std::sync::atomic::Ordering;
 

@@ -19,17 +19,12 @@ use driftline::controller::{
     repository,
     write::Kind,
 };
-use http::{Method, Request, Response, StatusCode};
-use http_body_util::BodyExt;
-use kube::{
-    Client,
-    client::Body,
-    runtime::{controller::Action, watcher},
-};
+use kube::runtime::{controller::Action, watcher};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use super::agent::FakeAgent;
+use super::server::{GOING, Objects, put, remove, serve};
 
 pub(super) const REPOSITORY_ID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 pub(super) const GUEST_UUID: &str = "11111111-2222-3333-4444-555555555555";
@@ -37,7 +32,6 @@ const NAMESPACE: &str = "team-a";
 
 /// What both sides write down.
 pub(super) type Log = Arc<Mutex<Vec<String>>>;
-type Objects = Arc<Mutex<BTreeMap<(String, String, String), Value>>>;
 
 pub(super) struct Stage {
     pub(super) agent: FakeAgent,
@@ -132,6 +126,20 @@ impl Stage {
         self.now.fetch_add(20, Ordering::SeqCst);
     }
 
+    /// One reconcile from an object as it was some time ago, as a watch that lags behind shows it.
+    pub(super) async fn reconcile_old<K, F>(
+        &mut self,
+        object: Value,
+        reconcile: fn(Arc<Context>, Arc<K>) -> F,
+    ) -> Result<Action, Error>
+    where
+        K: Kind,
+        F: Future<Output = Result<Action, Error>>,
+    {
+        let object: K = serde_json::from_value(object).unwrap();
+        reconcile(self.context.clone(), Arc::new(object)).await
+    }
+
     /// One reconcile of one object, with caches that are up to date.
     pub(super) async fn reconcile<K, F>(&mut self, name: &str, reconcile: fn(Arc<Context>, Arc<K>) -> F)
     where
@@ -167,6 +175,11 @@ impl Stage {
     pub(super) fn delete(&self, plural: &str, name: &str) {
         let key = (plural.to_owned(), NAMESPACE.to_owned(), name.to_owned());
         remove(&mut self.objects.lock().unwrap(), &key, self.now.load(Ordering::SeqCst));
+    }
+
+    /// The namespace is being deleted.
+    pub(super) fn end_namespace(&self) {
+        self.log.lock().unwrap().push(GOING.to_owned());
     }
 
     /// Changes an object as it is stored.
@@ -262,102 +275,6 @@ fn fill<K: Kind>(objects: &BTreeMap<(String, String, String), Value>, feed: &mut
         }
     }
     feed.writer.apply_watcher_event(&watcher::Event::InitDone);
-}
-
-/// Stores what the server adds to an object, and merges what is there.
-fn put(objects: &Objects, key: (String, String, String), given: &Value, now: i64) -> Value {
-    let mut objects = objects.lock().unwrap();
-    let created = jiff::Timestamp::from_second(now).unwrap().to_string();
-    let object = objects.entry(key.clone()).or_insert_with(|| {
-        json!({
-            "apiVersion": "driftline.dev/v1alpha1",
-            "metadata": {
-                "name": key.2, "namespace": key.1, "uid": format!("uid-{}", key.2),
-                "creationTimestamp": created, "generation": 1, "resourceVersion": "1"
-            }
-        })
-    });
-    object["kind"] = given["kind"].clone();
-    object["spec"] = given["spec"].clone();
-    if given["metadata"]["labels"].is_object() {
-        object["metadata"]["labels"] = given["metadata"]["labels"].clone();
-    }
-    object.clone()
-}
-
-fn remove(objects: &mut BTreeMap<(String, String, String), Value>, key: &(String, String, String), now: i64) {
-    let held = objects.get(key).is_some_and(|o| o["metadata"]["finalizers"].as_array().is_some_and(|f| !f.is_empty()));
-    if !held {
-        objects.remove(key);
-    } else if let Some(object) = objects.get_mut(key) {
-        object["metadata"]["deletionTimestamp"] = json!(jiff::Timestamp::from_second(now).unwrap().to_string());
-    }
-}
-
-/// A client of an API server that knows just what the controller does with one.
-fn serve(objects: Objects, log: Log, now: Arc<AtomicI64>) -> Client {
-    let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    tokio::spawn(async move {
-        let mut handle = std::pin::pin!(handle);
-        while let Some((request, send)) = handle.next_request().await {
-            let (parts, body) = request.into_parts();
-            let bytes = body.collect().await.unwrap().to_bytes();
-            let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-            let (status, answer) =
-                respond(&objects, &log, &parts.method, parts.uri.path(), &body, now.load(Ordering::SeqCst));
-            let answer = serde_json::to_vec(&answer).unwrap();
-            send.send_response(Response::builder().status(status).body(Body::from(answer)).unwrap());
-        }
-    });
-    Client::new(service, "default")
-}
-
-fn respond(objects: &Objects, log: &Log, method: &Method, path: &str, body: &Value, now: i64) -> (StatusCode, Value) {
-    let parts: Vec<_> = path.trim_start_matches('/').split('/').collect();
-    if parts[1] == "events.k8s.io" {
-        log.lock().unwrap().push(format!("event {}", body["reason"].as_str().unwrap_or_default()));
-        return (StatusCode::CREATED, body.clone());
-    }
-    let key = (parts[5].to_owned(), parts[4].to_owned(), parts[6].to_owned());
-    let note = |what: String| log.lock().unwrap().push(what);
-    let missing = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "message": "x", "code": 404});
-    let there = objects.lock().unwrap().contains_key(&key);
-    match (method, parts.get(7)) {
-        (&Method::DELETE, None) => {
-            note(format!("DELETE {}/{}", key.0, key.2));
-            remove(&mut objects.lock().unwrap(), &key, now);
-            (StatusCode::OK, json!({"kind": "Status", "status": "Success"}))
-        }
-        (&Method::PATCH, Some(&"status")) if there => {
-            let status = &body["status"];
-            let ready = status["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
-            let word =
-                status["phase"].as_str().or_else(|| ready.and_then(|c| c["reason"].as_str())).unwrap_or_default();
-            note(format!("PATCH {}/{}/status {word}", key.0, key.2));
-            let mut objects = objects.lock().unwrap();
-            let object = objects.get_mut(&key).unwrap();
-            assert_eq!(body["metadata"]["uid"], object["metadata"]["uid"], "a status is for one object alone");
-            object["status"] = status.clone();
-            (StatusCode::OK, object.clone())
-        }
-        (&Method::PATCH, None) if body["metadata"]["finalizers"].is_array() && there => {
-            note(format!("PATCH {}/{} finalizers {}", key.0, key.2, body["metadata"]["finalizers"]));
-            let mut objects = objects.lock().unwrap();
-            let object = objects.get_mut(&key).unwrap();
-            object["metadata"]["finalizers"] = body["metadata"]["finalizers"].clone();
-            let answer = object.clone();
-            if answer["metadata"]["deletionTimestamp"].is_string() {
-                remove(&mut objects, &key, now);
-            }
-            (StatusCode::OK, answer)
-        }
-        (&Method::PATCH, None) if !body["metadata"]["finalizers"].is_array() => {
-            note(format!("APPLY {}/{}", key.0, key.2));
-            (StatusCode::OK, put(objects, key, body, now))
-        }
-        (&Method::PATCH, _) => (StatusCode::NOT_FOUND, missing),
-        (method, sub) => panic!("the controller never does this: {method} {path} {sub:?}"),
-    }
 }
 
 /// Ids that were asked for.

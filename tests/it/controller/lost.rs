@@ -109,3 +109,62 @@ async fn a_restore_that_never_began_and_whose_point_is_gone_comes_to_an_end() {
     .await;
     assert_eq!(stage.count("agent StartRestore"), 0);
 }
+
+#[tokio::test]
+async fn what_is_decided_from_an_old_object_does_not_undo_a_runs_end() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.edit("backuprepositories", "repo", |o| o["spec"]["accessMode"] = json!("ReadOnly"));
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    let before = stage.object("backupruns", "b1");
+    stage.now.fetch_add(31, Ordering::SeqCst);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert_eq!(stage.condition("backupruns", "b1", "Failed").0, "True");
+    // What it waited for comes, and the watch has not brought its end yet.
+    stage.edit("backuprepositories", "repo", |o| o["spec"]["accessMode"] = json!("ReadWrite"));
+    stage.reconcile::<driftline::api::BackupRepository, _>("repo", repository::reconcile).await;
+    let again = stage.reconcile_old::<BackupRun, _>(before, run::reconcile).await;
+    assert_eq!(stage.condition("backupruns", "b1", "Failed").0, "True", "{again:?}");
+    assert_eq!(stage.count("agent StartBackup"), 0);
+}
+
+#[tokio::test]
+async fn a_namespace_that_is_going_is_not_held_by_a_run_whose_point_cannot_be_shown_any_more() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.end_namespace();
+    stage.agent.complete_run();
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.finalizers("backupruns", "b1").is_empty()
+    })
+    .await;
+    assert_eq!(stage.condition("backupruns", "b1", "Complete").0, "True");
+    assert!(stage.log().iter().any(|l| l == "event PointNotShown"));
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_wrong_does_not_delete_a_run_before_its_time() {
+    let mut stage = Stage::ready().await;
+    stage.now.fetch_add(86_400 * 365, Ordering::SeqCst);
+    stage.forget_answers();
+    stage.reconcile::<driftline::api::BackupRepository, _>("repo", repository::reconcile).await;
+    stage.apply(backup("b1"));
+    stage.edit("backupruns", "b1", |o| o["spec"]["ttlAfterFinished"] = json!("1h"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    // Ends a year ago, by its node.
+    stage.agent.complete_run();
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.finalizers("backupruns", "b1").is_empty()
+    })
+    .await;
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert!(stage.exists("backupruns", "b1"));
+    stage.now.fetch_add(3601, Ordering::SeqCst);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert!(!stage.exists("backupruns", "b1"));
+}
