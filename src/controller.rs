@@ -50,7 +50,7 @@ const HEARING: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// The headless Service by whose EndpointSlices the agents are found.
-    #[arg(long, default_value = "driftline-agent", env = "DRIFTLINE_AGENTS_SERVICE")]
+    #[arg(long, default_value = "driftline-agents", env = "DRIFTLINE_AGENTS_SERVICE")]
     pub agents_service: String,
     /// The namespace of that Service.
     #[arg(long, default_value = "driftline", env = "POD_NAMESPACE")]

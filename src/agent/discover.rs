@@ -29,6 +29,8 @@ pub fn key(file: &GuestFile) -> GuestKey {
 /// What the folder says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Found {
+    /// Whether the folder was looked at: before that nothing is known, which is not the same as nobody.
+    pub scanned: bool,
     /// Each guest with its file and the file's content.
     pub guests: BTreeMap<GuestKey, (PathBuf, Arc<GuestFile>)>,
     /// Guests that several files name, with the files.
@@ -65,7 +67,7 @@ impl Folder {
 
     /// Reads what has changed. Blocks as long as the file system does.
     pub fn scan(&mut self) -> Found {
-        let mut found = Found::default();
+        let mut found = Found { scanned: true, ..Found::default() };
         match self.files() {
             Ok(present) => {
                 self.known.retain(|path, _| present.contains_key(path));

@@ -29,6 +29,8 @@ use crate::{
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long the answers about a machine may take before it counts as hung.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long the first look at the folder of the guests' files may take before the agent answers without it.
+const SCAN: Duration = Duration::from_secs(10);
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a machine is looked at when it says nothing.
@@ -53,6 +55,7 @@ struct Shared {
     metrics: AgentMetrics,
     board: Mutex<Board>,
     listing: watch::Sender<Arc<Listing>>,
+    scanned: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -78,12 +81,20 @@ impl Guests {
     /// Nobody yet.
     pub fn new(known: Known, metrics: AgentMetrics) -> Guests {
         let (listing, _) = watch::channel(Arc::default());
-        Guests(Arc::new(Shared { known, metrics, board: Mutex::default(), listing }))
+        let (scanned, _) = watch::channel(false);
+        Guests(Arc::new(Shared { known, metrics, board: Mutex::default(), listing, scanned }))
     }
 
     /// The guests as they are, and as they become.
     pub fn listing(&self) -> watch::Receiver<Arc<Listing>> {
         self.0.listing.subscribe()
+    }
+
+    /// Waits until the folder was looked at, so that an agent that has just started does not deny its guests. A folder
+    /// that hangs is waited for no longer than the controller waits for an answer.
+    pub async fn scanned(&self) {
+        let mut scanned = self.0.scanned.subscribe();
+        let _ = tokio::time::timeout(SCAN, scanned.wait_for(|scanned| *scanned)).await;
     }
 
     /// The socket of a guest that a file names.
@@ -155,9 +166,11 @@ impl Guests {
         }
         // A socket that only this map holds has neither a file nor a run any more.
         board.sockets.retain(|_, socket| Arc::strong_count(socket) > 1);
+        let scanned = found.scanned;
         board.found = found;
         drop(board);
         self.publish();
+        self.0.scanned.send_replace(scanned);
     }
 
     fn socket_at(&self, path: &Path) -> Arc<Socket> {

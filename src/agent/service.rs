@@ -80,6 +80,7 @@ impl Agent for Service {
         _: Request<v1::WatchGuestsRequest>,
     ) -> Result<Response<Self::WatchGuestsStream>, Status> {
         self.counted("WatchGuests", async {
+            self.guests.scanned().await;
             let listing = self.guests.listing();
             Ok(self.follow(listing, |listing: &Arc<Listing>| (view::guests(listing), false)))
         })
@@ -95,6 +96,7 @@ impl Agent for Service {
             let state = match self.known_run(&request.run).await? {
                 Some(state) => state,
                 None => {
+                    self.guests.scanned().await;
                     self.admit(&request)?;
                     self.runs.start(request)?
                 }

@@ -72,6 +72,9 @@ fn the_controllers_account_may_do_its_work_and_nothing_beside() {
         ("get", "secrets"),
         ("create", "pods"),
         ("create", "backupruns.driftline.dev"),
+        ("delete", "guests.driftline.dev"),
+        ("patch", "backuprepositories.driftline.dev"),
+        ("patch", "leases.coordination.k8s.io"),
         ("delete", "backuprepositories.driftline.dev"),
         ("delete", "namespaces"),
     ] {

@@ -28,3 +28,15 @@ async fn a_run_whose_journal_cannot_be_written_has_not_failed_and_goes_on_when_i
     assert_eq!(state.phase(), v1::RunPhase::Complete, "{state:#?}");
     assert_eq!(lab.qemu.transactions(), 1);
 }
+
+#[tokio::test]
+async fn an_agent_that_has_just_started_does_not_say_that_its_guests_are_gone() {
+    let lab = Lab::new(Pace::Manual);
+    for _ in 0..10 {
+        let running = lab.host.start().await;
+        let agent = lab.host.controller(&running);
+        let first = agent.watch_guests().await.unwrap().next().await.unwrap().unwrap();
+        assert_eq!(first.guests.len(), 1, "its file was there all the time");
+        running.stop().await;
+    }
+}
