@@ -31,6 +31,7 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
         return Ok(Exit::Done);
     }
     let request = RestoreRequest {
+        run: String::new(),
         guest: points.guest.clone(),
         point: identity.point.clone(),
         disks: args.to.iter().map(|to| to.disk.clone()).zip(targets).collect(),

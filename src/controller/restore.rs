@@ -167,6 +167,7 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Sourc
         cancel: restore.spec.cancel,
         known_since: super::waits_since(&status.conditions, created, now).max(context.started),
         node: restore.spec.target.node_name.clone(),
+        overwrite: restore.spec.overwrite_policy == OverwritePolicy::Always,
         verify: restore.spec.verify == Verify::Digest,
         generation: restore.metadata.generation.unwrap_or(0),
         blocker: source.as_ref().err().cloned(),

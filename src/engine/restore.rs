@@ -31,6 +31,8 @@ pub use crate::{qcow2::tool::Format, repo::Roots as RestoreRoots};
 /// What is to be restored, and where to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreRequest {
+    /// The run's uid: an image that this run has given its name already is its result, and not in its way. Empty: none.
+    pub run: String,
     /// The guest whose point it is.
     pub guest: GuestId,
     /// The point.
@@ -127,12 +129,12 @@ pub fn flatten(
     let graph = Graph::new(manifests.values().map(Manifest::point).collect());
     let mut works = prepare(repository, roots, request, &graph)?;
     target::check_space(&works)?;
-    for work in &mut works {
+    for work in works.iter_mut().filter(|work| !work.target.is_done()) {
         copy(repository, request, work, progress, cancel)?;
         if request.verify {
             verify::compare(repository, request, &manifests, work, progress, cancel)?;
         }
-        work.target.settle(&request.guest)?;
+        work.target.settle(&request.guest, &request.run)?;
     }
     if cancel.load(Ordering::Relaxed) {
         return Err(RestoreError::Cancelled);
@@ -168,7 +170,7 @@ fn prepare<'a>(
             .map(|link| open_image(repository, &request.guest, *link))
             .collect::<Result<_, _>>()
             .map_err(|source| RestoreError::Repository { source })?;
-        let target = Target::prepare(repository, roots, path, &request.guest, request.overwrite)?;
+        let target = Target::prepare(repository, roots, path, request)?;
         let virtual_size = chain[0].disk.virtual_size;
         works.push(Work { disk, virtual_size, chain, images, target });
     }

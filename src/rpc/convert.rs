@@ -81,6 +81,7 @@ pub fn repository(address: Option<v1::RepositoryAddress>) -> Result<RepositoryRe
 pub fn restore_request(request: &v1::StartRestoreRequest) -> Result<RestoreRequest, Refusal> {
     let disks = request.disks.iter().map(|disk| Ok((disk.name.parse()?, PathBuf::from(&disk.path))));
     Ok(RestoreRequest {
+        run: run_uid(&request.run_uid)?,
         guest: request.guest_uuid.parse()?,
         point: request.point_id.parse()?,
         disks: disks.collect::<Result<_, Refusal>>()?,

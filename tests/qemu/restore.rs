@@ -27,6 +27,7 @@ use support::{Mount, Place, disk, guest, point_id, run};
 
 fn request(point: u64, path: &Path, format: Format) -> RestoreRequest {
     RestoreRequest {
+        run: String::new(),
         guest: guest(),
         point: point_id(point),
         disks: vec![(disk("disk0"), path.to_owned())],

@@ -49,6 +49,8 @@ pub struct World {
     pub known_since: Timestamp,
     /// The node that gets the images.
     pub node: String,
+    /// Whether files that are there are replaced.
+    pub overwrite: bool,
     /// Whether digests are compared.
     pub verify: bool,
     /// The object's generation.
@@ -151,14 +153,16 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
             fail(Reason::Cancelled, "The restore was cancelled before its agent started it.")
         }
         // It never began: it starts now, or waits again for what is gone meanwhile.
-        OnAgent::Unknown if started.session.is_empty() => match wait(world, now) {
+        // Or its agent was restarted under way: what had no name yet is gone, and what had its own is known by its mark.
+        // Without that mark a file that is replaced could be in use since.
+        OnAgent::Unknown if started.session.is_empty() || !world.overwrite => match wait(world, now) {
             Plan::Intend => Plan::Start,
             other => other,
         },
         OnAgent::Unknown => fail(
             Reason::RunUnknownToAgent,
             format!(
-                "The agent of node {} was restarted and has no record of the restore. Nothing was given its name; make a new RestoreRun.",
+                "The agent of node {} was restarted and has no record of the restore. Look at the target files: those that are there are whole. Make a new RestoreRun for the others.",
                 world.node
             ),
         ),
@@ -191,6 +195,7 @@ mod tests {
             cancel: false,
             known_since: at(0),
             node: "n1".to_owned(),
+            overwrite: false,
             verify: true,
             generation: 1,
             blocker: None,
@@ -222,10 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_that_its_agent_has_forgotten_is_never_started_again() {
-        assert!(
-            matches!(plan(&going_with(OnAgent::Unknown), at(1)), Plan::Fail { reason, .. } if reason == "RunUnknownToAgent")
-        );
+    fn a_restore_that_its_agent_has_forgotten_is_asked_for_again_unless_it_replaces_files() {
+        let world = going_with(OnAgent::Unknown);
+        assert_eq!(plan(&world, at(1)), Plan::Start);
+        let world = World { overwrite: true, ..world };
+        assert!(matches!(plan(&world, at(1)), Plan::Fail { reason, .. } if reason == "RunUnknownToAgent"));
     }
 
     #[test]

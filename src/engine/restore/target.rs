@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, Gid, Mode, Uid, XattrFlags};
 
-use super::{Overwrite, RestoreError, RestoreRoots, Work};
+use super::{Overwrite, RestoreError, RestoreRequest, RestoreRoots, Work};
 use crate::{
     ids::GuestId,
     repo::{Act, Folder, Repository, Rules, StoreError},
@@ -20,6 +20,9 @@ use crate::{
 
 /// Says which guest an image was restored for; what `IfSameGuest` looks at.
 const GUEST_ATTRIBUTE: &str = "user.driftline.guest";
+/// Says which run wrote an image: how a run that is repeated, because its agent died before it could say that it was done,
+/// knows its own result.
+const RUN_ATTRIBUTE: &str = "user.driftline.run";
 const PREFIX: &str = ".driftline-";
 const SUFFIX: &str = ".partial";
 
@@ -31,6 +34,8 @@ pub(super) struct Target {
     /// The file that will be replaced: user, group and mode, which the new one takes over.
     replaced: Option<(u32, u32, u32)>,
     temporary: Option<(String, File)>,
+    /// The image is there already, by the same run.
+    done: bool,
 }
 
 impl Target {
@@ -39,8 +44,7 @@ impl Target {
         repository: &Repository,
         roots: &RestoreRoots,
         path: &Path,
-        guest: &GuestId,
-        overwrite: Overwrite,
+        request: &RestoreRequest,
     ) -> Result<Self, RestoreError> {
         let no_name = || RestoreError::NotAFileName { path: path.to_owned() };
         let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(no_name)?;
@@ -52,14 +56,20 @@ impl Target {
         let fd = roots.open(parent).map_err(|source| RestoreError::Path { path: path.to_owned(), source })?;
         let rules = Rules { owner: repository.tool().owner, gate: None };
         let folder = Folder::new(fd, parent.to_owned(), rules);
-        let target = Self { path: path.to_owned(), folder, name: name.to_owned(), replaced: None, temporary: None };
+        let (path, name) = (path.to_owned(), name.to_owned());
+        let target = Self { path, folder, name, replaced: None, temporary: None, done: false };
         target.refuse_repository(repository)?;
         target.clear_leftovers()?;
-        target.look(guest, overwrite)
+        target.look(request)
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether there is nothing left to do.
+    pub(super) fn is_done(&self) -> bool {
+        self.done
     }
 
     /// Makes the temporary file.
@@ -81,9 +91,11 @@ impl Target {
     }
 
     /// Gives the file its owner, mode and mark, and brings it to the disk.
-    pub(super) fn settle(&self, guest: &GuestId) -> Result<(), RestoreError> {
+    pub(super) fn settle(&self, guest: &GuestId, run: &str) -> Result<(), RestoreError> {
         let Some((name, file)) = &self.temporary else { return Ok(()) };
-        // A file system without extended attributes: `IfSameGuest` will refuse the file, nothing else is lost.
+        // A file system without extended attributes: `IfSameGuest` and the same run will refuse the file, nothing else is
+        // lost.
+        let _ = rustix::fs::fsetxattr(file, RUN_ATTRIBUTE, run.as_bytes(), XattrFlags::empty());
         let _ = rustix::fs::fsetxattr(file, GUEST_ATTRIBUTE, guest.as_str().as_bytes(), XattrFlags::empty());
         let folder = rustix::fs::fstat(self.folder.fd()).map_err(|errno| self.io(Act::Own, errno.into()))?;
         let (uid, gid, mode) = self.replaced.unwrap_or((folder.st_uid, folder.st_gid, 0o600));
@@ -114,8 +126,13 @@ impl Target {
     }
 
     /// Looks at what has the name now.
-    fn look(mut self, guest: &GuestId, overwrite: Overwrite) -> Result<Self, RestoreError> {
+    fn look(mut self, request: &RestoreRequest) -> Result<Self, RestoreError> {
+        let (guest, overwrite) = (&request.guest, request.overwrite);
         if !self.folder.contains(&self.name).map_err(|source| self.failed(source))? {
+            return Ok(self);
+        }
+        self.done = !request.run.is_empty() && self.is_marked(RUN_ATTRIBUTE, &request.run);
+        if self.done {
             return Ok(self);
         }
         let refuse = |why| Err(RestoreError::Exists { path: self.path.clone(), why });
@@ -126,9 +143,7 @@ impl Target {
             return Ok(self);
         };
         if overwrite == Overwrite::IfSameGuest {
-            let mut value = [0; 64];
-            let length = rustix::fs::fgetxattr(&file, GUEST_ATTRIBUTE, &mut value[..]).unwrap_or(0);
-            if value[..length] != *guest.as_str().as_bytes() {
+            if !self.is_marked(GUEST_ATTRIBUTE, guest.as_str()) {
                 return refuse("it is not marked as an image that was restored for this guest");
             }
         }
@@ -139,6 +154,14 @@ impl Target {
         }
         self.replaced = Some((metadata.uid(), metadata.gid(), metadata.mode()));
         Ok(self)
+    }
+
+    /// Whether the file of the name says this about itself. One that cannot be opened says nothing.
+    fn is_marked(&self, attribute: &str, expected: &str) -> bool {
+        let Ok(Some(file)) = self.folder.open(&self.name, false) else { return false };
+        let mut value = [0; 128];
+        let length = rustix::fs::fgetxattr(&file, attribute, &mut value[..]).unwrap_or(0);
+        value[..length] == *expected.as_bytes()
     }
 
     /// Restore roots may contain the repository; a stored image must not be replaced all the same.
@@ -189,7 +212,7 @@ impl Drop for Target {
 /// Fails when a file system cannot take all that its targets may need.
 pub(super) fn check_space(works: &[Work<'_>]) -> Result<(), RestoreError> {
     let mut needed: BTreeMap<u64, u64> = BTreeMap::new();
-    for work in works {
+    for work in works.iter().filter(|work| !work.target.is_done()) {
         let target = &work.target;
         let stat = rustix::fs::fstat(target.folder.fd()).map_err(|errno| target.io(Act::Read, errno.into()))?;
         let space = rustix::fs::fstatvfs(target.folder.fd()).map_err(|errno| target.io(Act::Read, errno.into()))?;
