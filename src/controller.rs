@@ -151,9 +151,9 @@ pub async fn drive(context: Arc<Context>, feeds: Feeds, end: CancellationToken) 
             repository_touched,
             repository::reconcile
         ),
-        driver::drive("BackupRun", context.clone(), runs, end.clone(), |_, _| {}, run::reconcile),
+        driver::drive("BackupRun", context.clone(), runs, end.clone(), run_touched, run::reconcile),
         driver::drive("RestorePoint", context.clone(), points, end.clone(), point_touched, point::reconcile),
-        driver::drive("RestoreRun", context.clone(), restores, end, |_, _| {}, restore::reconcile),
+        driver::drive("RestoreRun", context.clone(), restores, end, restore_touched, restore::reconcile),
     );
 }
 
@@ -164,6 +164,28 @@ fn point_touched(context: &Context, object: &context::Guarded<crate::api::Restor
     {
         let reference = &point.spec.repository_ref;
         context.repositories.wake(reference.namespace_or(&point.namespace().unwrap_or_default()), &reference.name);
+    }
+}
+
+/// A run whose object is gone, because somebody took its finalizer away, is followed no longer; it goes on by itself.
+fn run_touched(context: &Context, object: &context::Guarded<crate::api::BackupRun>) {
+    if let Ok(run) = &object.0
+        && context.runs.get(&run.namespace().unwrap_or_default(), &run.name_any()).is_none_or(|r| r.uid() != run.uid())
+    {
+        run::forget(context, run);
+    }
+}
+
+/// The same for a restore.
+fn restore_touched(context: &Context, object: &context::Guarded<crate::api::RestoreRun>) {
+    if let Ok(restore) = &object.0
+        && let Some(uid) = restore.uid()
+        && context
+            .restores
+            .get(&restore.namespace().unwrap_or_default(), &restore.name_any())
+            .is_none_or(|r| r.uid() != restore.uid())
+    {
+        context.restoring.forget(&uid);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a host's file may say (pure): absolute paths, names and labels that Kubernetes accepts, sizes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -64,6 +64,15 @@ pub(super) fn host(path: &Path, config: &HostConfig) -> Result<(), ConfigError> 
     let scratch = config.scratch.iter().map(|scratch| ("scratch.directory", &scratch.directory));
     for (key, value) in fixed.into_iter().chain(repositories).chain(restores).chain(scratch) {
         absolute(path, key, value)?;
+    }
+    // A restore writes what a tenant asks for: never into anybody's backups, nor into the host's own files, which say who
+    // may do what.
+    let guarded = config.repository_roots.iter().chain([&config.state, &config.locks, &config.guests]);
+    let guarded: Vec<_> = guarded.map(PathBuf::as_path).chain([path]).collect();
+    for root in config.restore_roots.values().flatten() {
+        let apart = !guarded.iter().any(|other| root.starts_with(other) || other.starts_with(root));
+        let expected = "apart from repositoryRoots, state, locks, guests and this file";
+        require(path, "restoreRoots", &root.to_string_lossy(), apart, expected)?;
     }
     for namespace in config.restore_roots.keys() {
         require(path, "restoreRoots", namespace, is_dns_label(namespace), NAMESPACE)?;
@@ -164,6 +173,20 @@ mod tests {
         .unwrap();
         assert_eq!(host.scratch.unwrap().budget, Size(20 << 30));
         assert_eq!(host.restore_roots["team-a"].len(), 1);
+    }
+
+    #[test]
+    fn a_restore_root_is_apart_from_backups_and_from_the_hosts_own_files() {
+        let with = |root: &str| {
+            load_host(&format!(
+                "state = \"/s\"\nguests = \"/g\"\nrepositoryRoots = [\"/srv/backup\"]\n[restoreRoots]\nteam-a = [{root:?}]\n"
+            ))
+        };
+        assert!(with("/srv/backups").is_ok() && with("/srv/machines").is_ok());
+        for root in ["/srv", "/srv/backup", "/srv/backup/team-a", "/s", "/s/journal", "/g", "/"] {
+            let error = with(root).unwrap_err().to_string();
+            assert!(error.contains("apart from repositoryRoots"), "{root}: {error}");
+        }
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(super) async fn drive<K, F>(
     let store = feed.writer.as_reader();
     let api: Api<Guarded<K>> = Api::all(context.client.clone());
     let shared = Arc::new(Shared { context: context.clone(), backoffs: Backoffs(Mutex::default()) });
-    let told = shared.clone();
+    let (told, kept) = (shared.clone(), store.clone());
     let watch = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().modify(|object| {
         kube::Resource::meta_mut(object).managed_fields = None;
     });
@@ -93,7 +93,8 @@ pub(super) async fn drive<K, F>(
         let object = object.inspect_err(|e| tracing::warn!(kind, "The watch was cut: {}", chain(e))).ok();
         if let Some(object) = &object {
             touched(&told.context, object);
-            if kube::Resource::meta(object).deletion_timestamp.is_some() {
+            // Also one that went without a finalizer: nobody else will ever take its count away.
+            if kept.get(&ObjectRef::from_obj(object)).is_none() {
                 told.backoffs.reset(&key(object));
             }
         }

@@ -165,7 +165,7 @@ fn agent_id(run: &BackupRun) -> String {
     naming::agent_run(run.metadata.uid.as_deref().unwrap_or_default(), attempts)
 }
 
-fn forget(context: &Context, run: &BackupRun) {
+pub(super) fn forget(context: &Context, run: &BackupRun) {
     context.backups.forget(&agent_id(run));
     context.metrics.going("BackupRun", context.backups.running());
 }
