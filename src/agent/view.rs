@@ -7,10 +7,14 @@ use super::{
 };
 use crate::rpc::{convert, v1};
 
+/// The most that is said of one guest, in bytes of the wire. All guests of a node are one message with a limit, and one
+/// machine with thousands of disks or of other programs' bitmaps must not silence the others.
+const GUEST_LIMIT: usize = 128 << 10;
+
 /// All guests.
 pub(super) fn guests(listing: &Listing) -> v1::WatchGuestsResponse {
     v1::WatchGuestsResponse {
-        guests: listing.guests.iter().map(guest).collect(),
+        guests: listing.guests.iter().map(|view| bounded(guest(view))).collect(),
         problems: listing.problems.iter().map(problem).collect(),
     }
 }
@@ -36,6 +40,24 @@ fn guest(view: &GuestView) -> v1::Guest {
         disks: facts.map(|facts| facts.disks.iter().map(convert::disk).collect()).unwrap_or_default(),
         problem: view.seen.problem.as_ref().map(problem),
     }
+}
+
+/// A guest without what would make it too large, and then with the reason.
+fn bounded(mut guest: v1::Guest) -> v1::Guest {
+    if prost::Message::encoded_len(&guest) <= GUEST_LIMIT {
+        return guest;
+    }
+    guest.disks.iter_mut().for_each(|disk| disk.bitmaps.clear());
+    if prost::Message::encoded_len(&guest) > GUEST_LIMIT {
+        let subject = format!("{}/{}", guest.namespace, guest.name);
+        let message = format!(
+            "Guest {subject} has {} disks: more than can be told to the controller. Split the machine, or back it up with the command on its node",
+            guest.disks.len()
+        );
+        guest.disks.clear();
+        guest.problem = Some(v1::Problem { subject, reason: "GuestTooLarge".to_owned(), message });
+    }
+    guest
 }
 
 fn problem(problem: &Problem) -> v1::Problem {
@@ -77,5 +99,28 @@ pub(super) fn restore(state: &RestoreState, session: &str) -> v1::RestoreState {
             .collect(),
         verified: state.verified,
         retriable: state.retriable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rpc::MAX_ANSWER;
+
+    fn machine(disks: usize, bitmaps: usize) -> v1::Guest {
+        let bitmap = v1::Bitmap { name: "b".repeat(64), ..v1::Bitmap::default() };
+        let disk = v1::Disk { name: "d".repeat(32), bitmaps: vec![bitmap; bitmaps], ..v1::Disk::default() };
+        v1::Guest { disks: vec![disk; disks], ..v1::Guest::default() }
+    }
+
+    #[test]
+    fn a_machine_of_any_size_leaves_room_for_the_others() {
+        assert_eq!(bounded(machine(64, 4)), machine(64, 4));
+        let many_bitmaps = bounded(machine(64, 10_000));
+        assert_eq!((many_bitmaps.disks.len(), many_bitmaps.problem), (64, None));
+        assert!(prost::Message::encoded_len(&machine(10_000, 10)) > MAX_ANSWER, "it would silence the node");
+        let many_disks = bounded(machine(10_000, 10));
+        assert!(prost::Message::encoded_len(&many_disks) < GUEST_LIMIT);
+        assert_eq!(many_disks.problem.unwrap().reason, "GuestTooLarge");
     }
 }
