@@ -142,10 +142,8 @@ impl Target {
         let Some(file) = self.folder.open(&self.name, false).map_err(|source| self.failed(source))? else {
             return Ok(self);
         };
-        if overwrite == Overwrite::IfSameGuest {
-            if !self.is_marked(GUEST_ATTRIBUTE, guest.as_str()) {
-                return refuse("it is not marked as an image that was restored for this guest");
-            }
+        if overwrite == Overwrite::IfSameGuest && !self.is_marked(GUEST_ATTRIBUTE, guest.as_str()) {
+            return refuse("it is not marked as an image that was restored for this guest");
         }
         let metadata = file.metadata().map_err(|source| self.io(Act::Read, source))?;
         let locks = std::fs::read_to_string("/proc/locks").map_err(|source| self.io(Act::Read, source))?;
