@@ -58,8 +58,8 @@ test:
 
 bench:
 	@$(begin); $(build)
-	stage "build the benches" cargo bench --locked --features fake --no-run
-	stage "benches" cargo bench --locked --features fake
+	stage "build the benches" cargo bench --locked --features fake --bench promises --no-run
+	stage "benches" cargo bench --locked --features fake --bench promises
 
 crds:
 	@$(begin)

@@ -115,7 +115,7 @@ fn command(machine: &Machine, host: &Path, repository: &Path) -> Duration {
 
 /// What reading and hashing the stored image in its clusters costs, on one core, from the page cache, which the command
 /// has told to forget it.
-fn hash(image: &Path) -> Duration {
+pub(crate) fn hash(image: &Path) -> Duration {
     std::io::copy(&mut File::open(image).unwrap(), &mut std::io::sink()).unwrap();
     let begin = Instant::now();
     let mut file = BufReader::with_capacity(1 << 20, File::open(image).unwrap());

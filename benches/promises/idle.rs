@@ -41,6 +41,7 @@ pub fn agent(_quick: bool) -> Vec<Row> {
     )]
 }
 
+/// A scripted machine with its host file in `folder/guests.d`.
 fn machine(folder: &Path, number: usize) -> FakeQemu {
     let socket = folder.join(format!("{number}.qmp"));
     let image = folder.join(format!("{number}.raw"));
@@ -82,7 +83,8 @@ fn metric(address: &str, name: &str) -> Option<f64> {
     Some(values.filter_map(|value| value.parse::<f64>().ok()).sum())
 }
 
-fn resident_kib(pid: u32) -> u64 {
+/// Resident memory of a process, in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()

@@ -91,12 +91,24 @@ impl Installation {
 
     /// A namespace of its own with a place for repositories and restores on each node.
     pub fn tenant(&'static self) -> Tenant {
-        Tenant::new(self, tenant_name(self.tenants.fetch_add(1, Ordering::Relaxed)))
+        let tenant = self.tenant_to_be();
+        self.plane.kubectl(["create", "namespace", &tenant.namespace]).ok();
+        tenant
+    }
+
+    /// The same without its namespace, which the test makes as a person would.
+    pub fn tenant_to_be(&'static self) -> Tenant {
+        Tenant { installation: self, namespace: tenant_name(self.tenants.fetch_add(1, Ordering::Relaxed)) }
     }
 
     /// The folder that stands for a node's own file system.
     pub fn host(&self, node: &str) -> PathBuf {
         self.folder.join(node)
+    }
+
+    /// The controller's process id.
+    pub fn controller_pid(&self) -> rustix::process::Pid {
+        self.controller().as_ref().expect("The controller runs").process.pid()
     }
 
     /// Kills the controller with SIGKILL.

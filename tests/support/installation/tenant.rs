@@ -23,11 +23,6 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    pub(super) fn new(installation: &'static Installation, namespace: String) -> Tenant {
-        installation.plane.kubectl(["create", "namespace", &namespace]).ok();
-        Tenant { installation, namespace }
-    }
-
     /// A new empty folder below the node's repository roots.
     pub fn repository_folder(&self, node: &str, name: &str) -> PathBuf {
         let folder = self.installation.host(node).join("repositories").join(&self.namespace).join(name);
