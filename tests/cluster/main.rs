@@ -6,6 +6,8 @@
 
 #[path = "../support/controlplane.rs"]
 mod controlplane;
+#[path = "../support/guides.rs"]
+mod guides;
 #[path = "../support/installation.rs"]
 mod installation;
 #[path = "../support/lab.rs"]
@@ -14,6 +16,7 @@ mod lab;
 mod chart;
 mod columns;
 mod deletion;
+mod docs;
 mod kills;
 mod kinds;
 mod main_job;

@@ -4,7 +4,10 @@
 mod agent;
 mod architecture;
 mod controller;
+mod docs;
 mod engine;
 mod examples;
 mod generated;
+#[path = "../support/guides.rs"]
+mod guides;
 mod repo;

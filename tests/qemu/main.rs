@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod cli;
+mod docs;
 mod engine;
+#[path = "../support/guides.rs"]
+mod guides;
 #[path = "../support/lab.rs"]
 mod lab;
 mod lab_smoke;
