@@ -62,22 +62,26 @@ pub fn verify(
         let points = scan.points.into_iter().filter(|stored| asked(&stored.manifest.identity.point)).collect();
         chosen.push((guest, graph, points));
     }
-    if let (Some(guest), Some(point)) = (guest, point)
+    if let Some(point) = point
         && chosen.iter().all(|(_, _, points)| points.is_empty())
-        && findings.is_empty()
+        && findings.iter().all(|finding| finding.point.as_ref() != Some(point))
     {
-        return Err(RepoError::NoSuchPoint { guest: guest.clone(), point: point.clone() });
+        return Err(match guest {
+            Some(guest) => RepoError::NoSuchPoint { guest: guest.clone(), point: point.clone() },
+            None => RepoError::PointNowhere { point: point.clone() },
+        });
     }
     let points =
         || chosen.iter().flat_map(|(guest, graph, points)| points.iter().map(move |point| (guest, graph, point)));
-    let total = points().flat_map(|(_, _, stored)| &stored.manifest.storage.disks).map(|disk| disk.bytes).sum();
-    let mut done = 0;
+    let disks = points().flat_map(|(_, _, stored)| &stored.manifest.storage.disks);
+    let total = disks.map(|disk| disk.bytes).fold(0, u64::saturating_add);
+    let mut done: u64 = 0;
     for (guest, graph, stored) in points() {
         let point = &stored.manifest.identity.point;
         for identity in &stored.manifest.identity.disks {
             let Some(disk) = stored.manifest.stored(&identity.name) else { continue };
             let mut read = |bytes: u64| {
-                let done = done + bytes.min(disk.bytes);
+                let done = done.saturating_add(bytes.min(disk.bytes));
                 progress(CheckProgress { point: point.clone(), done, total });
             };
             let mut found = Vec::new();
@@ -86,7 +90,7 @@ pub fn verify(
             }
             let subject = Subject { repository, guest, point, identity, disk, cancel };
             subject.verify(&mut read, &mut found);
-            done += disk.bytes;
+            done = done.saturating_add(disk.bytes);
             if cancel.load(Ordering::Relaxed) {
                 // What could not be looked at any longer is not damaged.
                 found.retain(|finding| finding.kind != Kind::Unchecked);

@@ -105,6 +105,21 @@ pub enum RepoError {
         /// The point.
         point: PointId,
     },
+    /// No guest has such a point.
+    #[error("No guest has a point {point} in the repository")]
+    PointNowhere {
+        /// The point.
+        point: PointId,
+    },
+    /// Another folder stands where the repository was opened.
+    #[error(
+        "The repository that was opened at {} is not there any more: it was moved away, unmounted or replaced; put it back",
+        path.display()
+    )]
+    Replaced {
+        /// The path.
+        path: PathBuf,
+    },
     /// A point's id is used once.
     #[error("Point {point} is there already")]
     PointExists {
@@ -229,7 +244,8 @@ impl RepoError {
                 _ => "TargetUnsafe",
             },
             Self::Manifest { source, .. } => source.reason(),
-            Self::NoSuchPoint { .. } => "PointNotFound",
+            Self::NoSuchPoint { .. } | Self::PointNowhere { .. } => "PointNotFound",
+            Self::Replaced { .. } => "RepositoryReplaced",
             Self::PointExists { .. } => "PointExists",
             Self::ManifestMismatch { .. } => "ManifestMismatch",
             Self::OtherNamespace { .. } => "GuestBelongsToAnotherNamespace",
@@ -259,6 +275,7 @@ impl RepoError {
             Self::Reserve { .. }
             | Self::NotMounted { .. }
             | Self::Space { .. }
+            | Self::Replaced { .. }
             | Self::LeaseHeld { .. }
             | Self::LeaseLost { .. } => Retry::Backoff,
             Self::IdMismatch { .. }
@@ -266,6 +283,7 @@ impl RepoError {
             | Self::MarkerMalformed { .. }
             | Self::NotEmpty { .. }
             | Self::NoSuchPoint { .. }
+            | Self::PointNowhere { .. }
             | Self::PointExists { .. }
             | Self::ManifestMismatch { .. }
             | Self::OtherNamespace { .. }

@@ -16,6 +16,10 @@ use crate::{
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
+/// Above any size in bytes and any count that can have been stored, and far enough below what a number can hold that
+/// nobody who adds some of them up has to think of it.
+const LIMIT: u64 = 1 << 56;
+
 /// One restore point.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -313,6 +317,9 @@ impl Manifest {
         if self.identity.disks.len() != self.storage.disks.len() {
             return refuse("identity and storage have different numbers of disks".into());
         }
+        if !(1..LIMIT).contains(&self.identity.sequence) {
+            return refuse(format!("its sequence is {}", self.identity.sequence));
+        }
         for (at, disk) in self.identity.disks.iter().enumerate() {
             let name = &disk.name;
             if self.identity.disks[..at].iter().any(|other| other.name == *name) {
@@ -321,6 +328,9 @@ impl Manifest {
             let Some(stored) = self.stored(name) else {
                 return refuse(format!("disk {name} is not stored"));
             };
+            if disk.virtual_size > LIMIT || stored.bytes > LIMIT {
+                return refuse(format!("disk {name} is larger than any disk can be"));
+            }
             if stored.format != "qcow2" {
                 return refuse(format!("disk {name} is stored as {:?}", stored.format));
             }

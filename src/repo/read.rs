@@ -115,7 +115,7 @@ impl Repository {
         Ok(self.points(guest)?.last().map_or(1, |newest| newest.manifest.identity.sequence + 1))
     }
 
-    /// Refuses a guest that belongs to another namespace: the one of its first manifest owns it.
+    /// Refuses a guest that belongs to another namespace: the one of its first manifest that names any owns it.
     ///
     /// # Errors
     /// `OtherNamespace`, or as `points`.
@@ -211,9 +211,12 @@ pub(super) fn graph_of(points: &[StoredPoint]) -> Graph {
     Graph::new(points.iter().map(|stored| stored.manifest.point()).collect())
 }
 
-/// Refuses a namespace that is not the one of the guest's first point.
+/// Refuses a namespace that is not the one of the guest's first point that has any. Points of no namespace are the
+/// host's own, made by the command for a machine that no guest file named: the first namespace that the host gives the
+/// machine to takes them over.
 pub(super) fn namespace_of(guest: &GuestId, points: &[StoredPoint], asked: &str) -> Result<(), RepoError> {
-    match points.first().map(|first| &first.manifest.identity.guest.namespace) {
+    let namespaces = points.iter().map(|point| &point.manifest.identity.guest.namespace);
+    match namespaces.into_iter().find(|namespace| !namespace.is_empty()) {
         Some(owner) if owner != asked => {
             Err(RepoError::OtherNamespace { guest: guest.clone(), owner: owner.clone(), asked: asked.to_owned() })
         }

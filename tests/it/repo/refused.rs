@@ -160,6 +160,31 @@ fn a_guest_belongs_to_the_namespace_of_its_first_manifest() {
 }
 
 #[test]
+fn a_guest_of_no_namespace_is_claimed_by_the_first_one_that_backs_it_up() {
+    let place = Place::new();
+    let repository = place.initialise().unwrap();
+    let _lease = support::lease(&repository).unwrap();
+    let add = |n: u64, namespace: &str| {
+        let point = point_id(n);
+        let partial = repository.create_point(&guest(), &point).unwrap();
+        let sealed = fill(&partial, &place.point_dir(&point), "disk0", 1 << 20, &[]).unwrap();
+        let mut made = manifest(&point, n, &[(&sealed, None)]);
+        made.identity.guest.namespace = namespace.into();
+        partial.commit(&made)
+    };
+    add(1, "").unwrap();
+    repository.check_namespace(&guest(), "").unwrap();
+    repository.check_namespace(&guest(), "team-a").unwrap();
+    add(2, "team-a").unwrap();
+    repository.check_namespace(&guest(), "team-a").unwrap();
+    for other in ["team-b", ""] {
+        assert_eq!(repository.check_namespace(&guest(), other).unwrap_err().reason(), "GuestBelongsToAnotherNamespace");
+        assert_eq!(add(3, other).unwrap_err().reason(), "GuestBelongsToAnotherNamespace");
+        fs::remove_dir_all(place.point_dir(&point_id(3))).unwrap();
+    }
+}
+
+#[test]
 fn a_manifest_that_is_not_about_what_is_stored_is_not_committed() {
     let place = Place::new();
     let repository = place.initialise().unwrap();

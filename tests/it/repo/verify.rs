@@ -42,6 +42,35 @@ fn host_offset(image: &Path, guest: u64) -> u64 {
 }
 
 #[test]
+fn a_point_that_is_nowhere_is_an_error_with_and_without_its_guest() {
+    let (_place, repository) = place_with_point();
+    for guest in [None, Some(guest())] {
+        let found = check::verify(&repository, guest.as_ref(), Some(&point_id(9)), &mut |_| (), &Default::default());
+        assert_eq!(found.unwrap_err().reason(), "PointNotFound", "{guest:?}");
+    }
+    let found = check::verify(&repository, None, Some(&point_id(1)), &mut |_| (), &Default::default());
+    assert_eq!(found.unwrap(), []);
+}
+
+#[test]
+fn numbers_that_nobody_can_have_written_are_findings_and_no_panic() {
+    let (place, repository) = place_with_point();
+    let path = place.point_dir(&point_id(1)).join("manifest.json");
+    let good: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let damaged = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut manifest = good.clone();
+        change(&mut manifest);
+        fs::write(&path, manifest.to_string()).unwrap();
+        kinds(&verify(&repository))
+    };
+    let huge = || serde_json::json!(u64::MAX);
+    assert_eq!(damaged(&|m| m["identity"]["sequence"] = huge()), [Kind::ManifestUnreadable]);
+    assert_eq!(damaged(&|m| m["identity"]["disks"][0]["virtualSize"] = huge()), [Kind::ManifestUnreadable]);
+    assert_eq!(damaged(&|m| m["storage"]["disks"][0]["bytes"] = huge()), [Kind::ManifestUnreadable]);
+    assert_eq!(repository.next_sequence(&guest()).unwrap(), 1);
+}
+
+#[test]
 fn an_untouched_repository_has_no_findings_and_opens_with_stock_qemu_img() {
     let (place, repository) = place_with_point();
     assert_eq!(verify(&repository), []);
