@@ -139,6 +139,9 @@ pub fn flatten(
     if cancel.load(Ordering::Relaxed) {
         return Err(RestoreError::Cancelled);
     }
+    for work in &works {
+        work.target.refuse_newly_used()?;
+    }
     let mut disks = Vec::new();
     for work in works {
         let chain = work.chain.iter().map(|link| link.point.id.clone()).collect();

@@ -6,6 +6,7 @@ mod support;
 
 mod chain;
 mod maps;
+mod used;
 
 use std::{
     fs,
@@ -147,34 +148,6 @@ fn a_file_that_is_there_is_replaced_only_when_the_request_says_so() {
     let same = RestoreRequest { overwrite: Overwrite::IfSameGuest, ..request(1, &path, Format::Raw) };
     restore(&place, &repository, &same).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 3 * (1 << 20) + 512);
-}
-
-#[test]
-fn an_image_that_a_process_uses_is_never_replaced() {
-    let place = Place::new();
-    let repository = place.initialise().unwrap();
-    chain(&place, &repository);
-    let path = target(&place).join("disk");
-    fs::write(&path, vec![0; 1 << 20]).unwrap();
-    // qemu-io holds the image open until its standard input ends.
-    let mut user = std::process::Command::new("qemu-io")
-        .args(["-f", "raw"])
-        .arg(&path)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let always = RestoreRequest { overwrite: Overwrite::Always, ..request(1, &path, Format::Raw) };
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
-    while !fs::read_to_string("/proc/locks").unwrap().contains(&format!(":{inode} ")) {
-        assert!(std::time::Instant::now() < deadline, "qemu-io takes no lock");
-        std::thread::yield_now();
-    }
-    assert_eq!(restore(&place, &repository, &always).unwrap_err().reason(), "TargetInUse");
-    drop(user.stdin.take());
-    user.wait().unwrap();
-    restore(&place, &repository, &always).unwrap();
 }
 
 #[test]

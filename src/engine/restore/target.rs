@@ -4,7 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
@@ -125,6 +125,26 @@ impl Target {
         }
     }
 
+    /// Looks once more, before the first file gets its name: a copy takes hours, and a machine may have been started
+    /// from the old image meanwhile. What it writes would go with the name.
+    pub(super) fn refuse_newly_used(&self) -> Result<(), RestoreError> {
+        if self.replaced.is_none() {
+            return Ok(());
+        }
+        match self.folder.open(&self.name, false).map_err(|source| self.failed(source))? {
+            Some(file) => self.refuse_used(&file.metadata().map_err(|source| self.io(Act::Read, source))?),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_used(&self, metadata: &Metadata) -> Result<(), RestoreError> {
+        let locks = std::fs::read_to_string("/proc/locks").map_err(|source| self.io(Act::Read, source))?;
+        if is_locked(&locks, metadata.dev(), metadata.ino()) {
+            return Err(RestoreError::InUse { path: self.path.clone() });
+        }
+        Ok(())
+    }
+
     /// Looks at what has the name now.
     fn look(mut self, request: &RestoreRequest) -> Result<Self, RestoreError> {
         let (guest, overwrite) = (&request.guest, request.overwrite);
@@ -146,10 +166,7 @@ impl Target {
             return refuse("it is not marked as an image that was restored for this guest");
         }
         let metadata = file.metadata().map_err(|source| self.io(Act::Read, source))?;
-        let locks = std::fs::read_to_string("/proc/locks").map_err(|source| self.io(Act::Read, source))?;
-        if is_locked(&locks, metadata.dev(), metadata.ino()) {
-            return Err(RestoreError::InUse { path: self.path.clone() });
-        }
+        self.refuse_used(&metadata)?;
         self.replaced = Some((metadata.uid(), metadata.gid(), metadata.mode()));
         Ok(self)
     }
