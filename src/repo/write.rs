@@ -153,6 +153,7 @@ impl PartialPoint {
         }
         for name in self.folder.entries()? {
             if let Some(name) = name.to_str() {
+                self.folder.empty(name);
                 self.folder.remove(name)?;
             }
         }

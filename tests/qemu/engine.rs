@@ -2,6 +2,7 @@
 //! whoever dies, and nothing is left behind.
 
 mod host;
+mod storage;
 
 use std::{
     sync::{

@@ -35,8 +35,12 @@ impl Host {
         let id = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
         std::fs::create_dir(folder.path().join("repository")).unwrap();
         let host = Host { folder, id };
-        Repository::initialise(&host.roots(), &host.repository_path(), &host.id, &host.tool()).unwrap();
+        host.initialise();
         host
+    }
+
+    pub(super) fn initialise(&self) {
+        Repository::initialise(&self.roots(), &self.repository_path(), &self.id, &self.tool()).unwrap();
     }
 
     pub(super) fn repository_path(&self) -> PathBuf {
