@@ -237,6 +237,7 @@ impl Engine {
         state.follow_record(&record);
         let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
         let driven = run.drive(&mut record).await;
+        run.release().await;
         match driven {
             Driven::Broken(error) => return Err(error),
             Driven::StartOver => {

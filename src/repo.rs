@@ -19,7 +19,7 @@ mod write;
 
 use std::{
     collections::HashMap,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
 };
@@ -146,6 +146,21 @@ impl Repository {
     /// Version of its format.
     pub fn format_version(&self) -> u32 {
         self.inner.format
+    }
+
+    /// Fails unless the repository's path still leads to the folder that was opened: what is written into one that was
+    /// moved away since then is not where anybody looks for it.
+    ///
+    /// # Errors
+    /// `Replaced`.
+    pub fn check_still_there(&self, roots: &Roots) -> Result<(), RepoError> {
+        let replaced = || RepoError::Replaced { path: self.path().to_owned() };
+        let here = roots.open(self.path()).map_err(|_| replaced())?;
+        let identity = |fd: BorrowedFd<'_>| rustix::fs::fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        match (identity(here.as_fd()), identity(self.inner.root.fd())) {
+            (Ok(now), Ok(then)) if now == then => Ok(()),
+            _ => Err(replaced()),
+        }
     }
 
     /// Room on its file system, and whether that is local and can be written.

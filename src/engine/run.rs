@@ -119,6 +119,22 @@ impl<'a> Run<'a> {
 
     /// Takes the run to its end, from `record` where the journal holds one.
     pub(super) async fn finish(mut self, request: &BackupRequest, record: Option<Record>) -> RunState {
+        self.go_through(request, record).await;
+        self.release().await;
+        self.state.clone()
+    }
+
+    /// Gives the writer lease back: file operations and a thread that is waited for, so not on this one. The guest's lock
+    /// is held until that is done.
+    pub(super) async fn release(&mut self) {
+        let (store, lock) = (self.store.take(), self.lock.clone());
+        let given_back = tokio::task::spawn_blocking(move || (drop(store), drop(lock))).await;
+        if let Err(error) = given_back {
+            tracing::warn!(%error, "giving the writer lease back was broken off; it expires");
+        }
+    }
+
+    async fn go_through(&mut self, request: &BackupRequest, record: Option<Record>) {
         let (mut attempts, mut started) = (0, self.state.start_time);
         let mut current = record;
         loop {
@@ -141,17 +157,17 @@ impl<'a> Run<'a> {
                 Driven::Broken(error) => {
                     // Not published: the journal keeps the run, which may still become a point.
                     self.state.fail(&error.failure(), self.now());
-                    return self.state;
+                    return;
                 }
-                Driven::Complete | Driven::Failed | Driven::Detached => return self.state,
+                Driven::Complete | Driven::Failed | Driven::Detached => return,
             }
         }
     }
 
     /// Ends a run of which nothing is left.
-    async fn not_begun(mut self, request: &BackupRequest, halt: Halt) -> RunState {
+    async fn not_begun(&mut self, request: &BackupRequest, halt: Halt) {
         let failure = match halt {
-            Halt::Detached => return self.state,
+            Halt::Detached => return,
             Halt::Cancelled => cancelled(),
             Halt::Failed(error) => error.failure(),
         };
@@ -167,10 +183,9 @@ impl<'a> Run<'a> {
             .await;
         if let Err(Halt::Failed(error)) = written {
             tracing::error!(error = %error.failure().message, run = %request.run, "how the run ended could not be kept");
-            return self.state;
+            return;
         }
         self.publish();
-        self.state
     }
 
     /// Takes one record to its end.
@@ -322,5 +337,17 @@ impl<'a> Run<'a> {
     fn completed(&mut self, point: CommittedPoint) {
         let now = self.now();
         self.state.complete(point, now);
+    }
+}
+
+impl Drop for Run<'_> {
+    /// A run that is given up in its middle: nobody waits, and the thread that drops it must not either.
+    fn drop(&mut self) {
+        let (store, lock) = (self.store.take(), self.lock.clone());
+        if store.is_some()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn_blocking(move || (drop(store), drop(lock)));
+        }
     }
 }

@@ -40,8 +40,11 @@ impl Run<'_> {
             let failure = error.failure();
             tracing::warn!(run = %record.request.run, error = %failure.message, "committing is tried again");
             self.say(&failure.reason, &format!("{}; it is tried again", failure.message));
-            // Opened anew: the file system may have been mounted again.
-            self.store = None;
+            // Opened anew: the file system may have been mounted again. But the copy stands in the folder that was
+            // opened, not in whatever has its name now.
+            if failure.reason != "RepositoryReplaced" {
+                self.release().await;
+            }
             tokio::select! {
                 () = tokio::time::sleep(self.engine.patience.commit_pause) => {}
                 () = self.control.detach.cancelled() => return Err(Halt::Detached),
@@ -70,8 +73,9 @@ impl Run<'_> {
             }
             sealed.push(found);
         }
-        let record_there = record.clone();
+        let (record_there, engine) = (record.clone(), Arc::clone(&self.engine));
         self.repository(record, "commit", move |repository| {
+            repository.check_still_there(&engine.settings.roots)?;
             let sequence = repository.next_sequence(&record_there.request.guest.uuid)?;
             partial.commit(&manifest(&record_there, sequence, &sealed))
         })

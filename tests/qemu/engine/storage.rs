@@ -161,6 +161,29 @@ async fn what_the_disk_below_lost_after_the_copy_is_never_called_a_point() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_was_exchanged_for_a_copy_meanwhile_is_not_said_to_hold_the_point() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).start();
+    patterned(&machine);
+    let going = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "run-1", 2 * MIB));
+    going.reach(Phase::Copying).await;
+    let (path, away) = (host.repository_path(), host.repository_path().with_extension("away"));
+    fs::rename(&path, &away).unwrap();
+    run(Command::new("cp").arg("-a").arg(&away).arg(&path));
+    let mut states = going.control.state.subscribe();
+    let said = states.wait_for(|state| state.reason == "RepositoryReplaced" || state.phase.is_final());
+    let state = tokio::time::timeout(super::SOON, said).await.expect("the run says so").unwrap().clone();
+    assert_eq!((state.phase, state.reason.as_str()), (Phase::Finishing, "RepositoryReplaced"), "{state:?}");
+    // Whoever exchanged it puts it back.
+    fs::remove_dir_all(&path).unwrap();
+    fs::rename(&away, &path).unwrap();
+    let state = going.end().await;
+    assert_complete(&state);
+    host.assert_tidy(&machine);
+    assert!(host.stored(&machine, &state, "disk0").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_run_of_a_paused_guest_gives_its_space_back() {
     let host = Host::new();
     let machine = Plan::new().disk(Disk::raw("disk0", 8 * MIB)).paused().start();
