@@ -101,7 +101,8 @@ fn finish(guest: &str, end: &RunState, interrupt: &Interrupt, output: &Output) -
     };
     match end.phase {
         Phase::Complete => {}
-        Phase::Cancelled if interrupt.came() => {
+        // One that still waits, for the lock or for an earlier run to be finished, has not begun.
+        Phase::Cancelled | Phase::Waiting if interrupt.came() => {
             return Err(CliError::Interrupted { what: format!("Backup of {guest}") });
         }
         Phase::Failed | Phase::Cancelled | Phase::Waiting | Phase::Preparing | Phase::Copying | Phase::Finishing => {

@@ -169,6 +169,19 @@ pub enum EngineError {
         /// The monitor.
         address: String,
     },
+    /// The monitor leads to another QEMU than the run's, which lives.
+    #[error(
+        "Run {run} works on another QEMU, process {pid}, than the one at {address}: two machines have one UUID. \
+         Finish that run at its own monitor (`driftline recover`), and give one of them another UUID"
+    )]
+    OtherMachine {
+        /// The run.
+        run: String,
+        /// The process that it works on.
+        pid: i32,
+        /// The monitor.
+        address: String,
+    },
     /// A part of the engine itself broke off.
     #[error("{act} was broken off inside of the engine")]
     Broken {
@@ -203,6 +216,7 @@ impl EngineError {
             Self::JobStuck { .. } | Self::NotCleared { .. } => "TargetStuck",
             Self::GuestInUse { .. } => "GuestInUse",
             Self::Unanswered { .. } => "MonitorUnanswered",
+            Self::OtherMachine { .. } => "OtherMachine",
             Self::Broken { .. } => "EngineBroken",
         }
     }
@@ -229,6 +243,7 @@ impl EngineError {
             | Self::NotCleared { .. }
             | Self::GuestInUse { .. }
             | Self::Unanswered { .. }
+            | Self::OtherMachine { .. }
             | Self::Broken { .. } => Retry::Backoff,
         }
     }

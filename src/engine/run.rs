@@ -207,6 +207,7 @@ impl<'a> Run<'a> {
             match error {
                 EngineError::Journal(_)
                 | EngineError::Unanswered { .. }
+                | EngineError::OtherMachine { .. }
                 | EngineError::NotCleared { .. }
                 | EngineError::Broken { .. } => {
                     return Driven::Broken(error);

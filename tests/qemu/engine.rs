@@ -13,7 +13,7 @@ use std::{
 };
 
 use driftline::{
-    engine::{Phase, RunState, gate::Passage},
+    engine::{Patience, Phase, RunState, gate::Passage},
     ids::BitmapRole,
 };
 use serde_json::json;
@@ -198,6 +198,29 @@ async fn a_detached_run_is_adopted_with_its_one_transaction() {
     assert_eq!(proxy.count("transaction"), 1);
     host.assert_equal(&machine, &state, &reference);
     assert_clean(&machine);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_machine_of_one_uuid_is_told_so_and_does_not_touch_the_firsts_run() {
+    let host = Host::new();
+    let first = Plan::new().disk(Disk::raw("disk0", 4 * MIB)).start();
+    first.write("disk0", 7, 0, 4 * MIB);
+    let second = Plan::new().uuid(Some(first.uuid())).disk(Disk::raw("disk0", 4 * MIB)).start();
+    let reference = Reference::take(&first);
+    let request = host.request(&first, "run-1", MIB);
+    let going = Going::start(&host.engine(), first.qmp(), &request);
+    going.reach(Phase::Copying).await;
+    going.control.detach.cancel();
+    going.end().await;
+    let patience = Patience { silent_start: Duration::from_millis(300), ..Patience::default() };
+    let engine = host.engine().with_patience(patience);
+    let state = Going::start(&engine, second.qmp(), &host.request(&second, "run-2", 0)).end().await;
+    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, "OtherMachine"), "{}", state.message);
+    assert_clean(&second);
+    let state = Going::start(&host.engine(), first.qmp(), &request).end().await;
+    assert_complete(&state);
+    host.assert_equal(&first, &state, &reference);
+    host.assert_tidy(&first);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -88,16 +88,31 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The process of the record's QEMU, where it lives and the monitor leads to another one.
+    async fn other_machine(&self, record: &Record) -> Option<i32> {
+        let then = record.process.as_ref().filter(|process| process.is_alive())?;
+        let client = self.monitor.client().await.ok()?;
+        client.process().filter(|now| *now != then).map(|_| then.pid)
+    }
+
     pub(super) async fn await_qemu(&mut self, record: &Record) -> Done<()> {
         let since = *self.silent_since.get_or_insert_with(Instant::now);
+        let other = self.other_machine(record).await;
         let patience = match (&record.state, &record.process) {
+            // A QEMU that is replaced by another one may live for a moment beside it.
+            _ if other.is_some() => Some(self.engine.patience.silent_start),
             (State::Intent, _) => Some(self.engine.patience.silent_start),
             (_, None) => Some(self.engine.patience.silent_unseen),
             // The process lives, and its jobs with it.
             (_, Some(_)) => None,
         };
         if patience.is_some_and(|patience| since.elapsed() > patience) {
-            return Err(EngineError::Unanswered { address: self.monitor.address().to_string() }.into());
+            let address = self.monitor.address().to_string();
+            return Err(match other {
+                Some(pid) => EngineError::OtherMachine { run: record.request.run_name.clone(), pid, address },
+                None => EngineError::Unanswered { address },
+            }
+            .into());
         }
         if since.elapsed() > Duration::from_secs(2) {
             self.say("MonitorUnanswered", "Waits for QEMU to answer; what it copies goes on meanwhile");
