@@ -3,4 +3,5 @@
 
 mod crashes;
 mod host;
+mod order;
 mod scenarios;

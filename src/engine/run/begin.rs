@@ -72,8 +72,8 @@ impl Run<'_> {
             .into());
         }
         self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
-        let newest = newest(&scan);
         let now_ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
+        let newest = newest(&scan, now_ms);
         let record = Record {
             format: Record::FORMAT,
             state: State::Intent,
@@ -282,8 +282,10 @@ fn top_of(guest: &GuestFacts, node: &str) -> String {
     guest.disks.iter().find(|disk| disk.node_name == node).map(|disk| disk.top_node.clone()).unwrap_or_default()
 }
 
-/// The largest id among the guest's points, whole or not.
-fn newest(scan: &Scan) -> Option<PointId> {
+/// The largest id among the guest's points, whole or not. A folder of the future without a manifest does not count: one
+/// with the name of the last instant there is, made by whomever, would leave no newer id for any point.
+fn newest(scan: &Scan, now_ms: u64) -> Option<PointId> {
     let whole = scan.points.iter().map(|point| &point.manifest.identity.point);
-    whole.chain(&scan.partial).chain(scan.findings.iter().filter_map(|finding| finding.point.as_ref())).max().cloned()
+    let partial = scan.partial.iter().filter(|point| point.unix_ms() < now_ms.saturating_add(ABANDONED_MS));
+    whole.chain(partial).chain(scan.findings.iter().filter_map(|finding| finding.point.as_ref())).max().cloned()
 }
