@@ -184,6 +184,11 @@ mod tests {
         fs::write(folder.path().join(file), text).unwrap();
     }
 
+    /// What a look at an empty folder gives.
+    fn nobody() -> Found {
+        Found { scanned: true, ..Found::default() }
+    }
+
     fn keys(found: &Found) -> Vec<&str> {
         found.guests.keys().map(String::as_str).collect()
     }
@@ -192,14 +197,14 @@ mod tests {
     fn new_changed_and_vanished_files_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let mut folder = Folder::new(dir.path().to_owned());
-        assert_eq!(folder.scan(), Found::default());
+        assert_eq!(folder.scan(), nobody());
         write(&dir, "a.toml", "a");
         fs::write(dir.path().join("readme.txt"), "no guest").unwrap();
         assert_eq!(keys(&folder.scan()), ["team-a/a"]);
         write(&dir, "a.toml", "renamed");
         assert_eq!(keys(&folder.scan()), ["team-a/renamed"]);
         fs::remove_file(dir.path().join("a.toml")).unwrap();
-        assert_eq!(folder.scan(), Found::default());
+        assert_eq!(folder.scan(), nobody());
     }
 
     #[test]
