@@ -10,4 +10,5 @@ mod examples;
 mod generated;
 #[path = "../support/guides.rs"]
 mod guides;
+mod reasons;
 mod repo;

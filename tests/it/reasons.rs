@@ -1,0 +1,62 @@
+//! Every reason that a person can meet stands in docs/operations.md: what it means is looked up there at 3 a.m.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|ending| ending == "rs") && !path.ends_with("tests.rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// The texts in quotes of a line that look like a reason.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split('"').skip(1).step_by(2).filter(|text| {
+        text.len() > 3 && text.starts_with(char::is_uppercase) && text.chars().all(|c| c.is_ascii_alphanumeric())
+    })
+}
+
+/// The reasons in a source: what a `fn reason` answers, and what is said as the reason of a problem or refusal.
+fn reasons(source: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let mut inside = false;
+    for line in source.lines().take_while(|line| *line != "#[cfg(test)]") {
+        if line.contains("fn reason(") {
+            inside = true;
+        }
+        if inside || line.contains("reason: \"") || line.contains("Refusal::new(") {
+            // A comparison asks for another's reason, which is said where it is made.
+            let said = line.rsplit("=> ").next().unwrap_or(line);
+            found.extend(words(said).map(str::to_owned));
+        }
+        if line == "    }" {
+            inside = false;
+        }
+    }
+    found
+}
+
+#[test]
+fn every_reason_stands_in_the_operations_guide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let mut files = Vec::new();
+    for part in ["engine", "repo", "qmp", "qcow2", "agent", "rpc"] {
+        sources(&root.join("src").join(part), &mut files);
+    }
+    let mut all = BTreeSet::new();
+    for file in files {
+        all.extend(reasons(&fs::read_to_string(file).unwrap()));
+    }
+    assert!(all.len() > 60, "the reasons were not found in the sources: {all:?}");
+    let missing: Vec<_> = all.iter().filter(|reason| !guide.contains(&format!("`{reason}`"))).collect();
+    assert!(missing.is_empty(), "docs/operations.md does not say what these mean: {missing:?}");
+}
