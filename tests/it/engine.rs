@@ -2,6 +2,7 @@
 //! no committed point lost, nothing left behind, at most one transaction.
 
 mod crashes;
+mod harm;
 mod host;
 mod order;
 mod scenarios;

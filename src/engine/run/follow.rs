@@ -7,16 +7,17 @@ use std::{fs::File, time::Duration};
 use super::{Done, EngineError, Halt, Run};
 use crate::{
     engine::{
-        journal::{Record, State},
+        journal::{Record, RecordDisk, State},
         progress::Phase,
         recover::{Found, Next, Qemu, next},
     },
     ids::NodeRole,
     qmp::{
         Client, Event, ExecuteError,
-        block::{BlockNode, FdSet, RunState},
+        block::{BlockDevice, BlockNode, FdSet, RunState},
         command::{
-            BlockdevDel, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes, QueryStatus, RemoveFd,
+            BlockdevDel, QueryBlock, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
+            RemoveFd,
         },
     },
 };
@@ -72,8 +73,12 @@ impl Run<'_> {
         let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
         match status.status {
             RunState::IoError if record.guest_was_well => {
-                let (disk, detail) = ("of the run".to_owned(), "the guest was stopped by it".to_owned());
-                return Err(EngineError::GuestHarmed { disk, detail }.into());
+                // Another disk's error is none of ours: its run must neither end nor continue the guest.
+                let devices = self.execute(client, "Asking QEMU for the guest's disks", &QueryBlock {}).await?;
+                if let Some((disk, status)) = devices.iter().find_map(|device| harmed(device, record)) {
+                    let detail = format!("the guest was stopped by it ({status})");
+                    return Err(EngineError::GuestHarmed { disk: disk.name.to_string(), detail }.into());
+                }
             }
             RunState::FinishMigrate | RunState::Postmigrate | RunState::Inmigrate => {
                 return Err(EngineError::MigrationStarted { status: format!("{:?}", status.status) }.into());
@@ -194,12 +199,20 @@ fn harm(event: &Event, record: &Record) -> Option<EngineError> {
         return None;
     }
     let node = event.text("node-name")?;
-    let disk = record
-        .disks
-        .iter()
-        .enumerate()
-        .find(|(index, disk)| node == disk.node || node == disk.top || node == record.filter(*index));
-    let (_, disk) = disk?;
+    let disk = disk_of(record, node)?;
     let detail = event.text("reason").unwrap_or("no reason given").to_owned();
     Some(EngineError::GuestHarmed { disk: disk.name.to_string(), detail })
+}
+
+/// The disk of the run that a device holds whose last request failed, and how.
+fn harmed<'a>(device: &'a BlockDevice, record: &'a Record) -> Option<(&'a RecordDisk, &'a str)> {
+    let status = device.io_status.as_deref().filter(|status| *status != "ok")?;
+    Some((disk_of(record, &device.inserted.as_ref()?.node_name)?, status))
+}
+
+/// The disk of the run that is behind a node: its own, the one that the device uses, or the job's filter.
+fn disk_of<'a>(record: &'a Record, node: &str) -> Option<&'a RecordDisk> {
+    let mut disks = record.disks.iter().enumerate();
+    let found = disks.find(|(index, disk)| node == disk.node || node == disk.top || node == record.filter(*index));
+    found.map(|(_, disk)| disk)
 }

@@ -195,31 +195,6 @@ async fn a_job_that_does_not_end_holds_back_the_guests_runs_until_it_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_write_of_the_guest_ends_the_copy_and_the_guest_goes_on() {
-    let host = Host::new(Pace::Manual);
-    let going = host.start(&host.engine(), &host.request("run"));
-    going.copying().await;
-    host.qemu.set_status("io-error");
-    host.qemu.emit(
-        "BLOCK_IO_ERROR",
-        json!({ "device": "", "node-name": "limit", "operation": "write", "action": "stop", "nospace": true,
-            "reason": "No space left on device" }),
-    );
-    let state = going.end().await;
-    assert_failed(&state, "GuestHarmed");
-    assert_eq!(host.qemu.status(), "running");
-    host.assert_clean(0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_guest_that_was_stopped_by_an_error_before_is_backed_up_and_not_started() {
-    let host = Host::new(Pace::AtOnce);
-    host.qemu.set_status("io-error");
-    assert_complete(&host.run("run").await);
-    assert_eq!(host.qemu.status(), "io-error");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_ends_the_run() {
     let host = Host::new(Pace::Manual);
     let going = host.start(&host.engine(), &host.request("run"));

@@ -1,0 +1,58 @@
+//! The guest's own writes: a run that makes them fail ends, and what is not its doing is left alone.
+
+use driftline::qmp::fake::Pace;
+use serde_json::json;
+
+use super::host::{Host, assert_complete, assert_failed};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_write_of_the_guest_ends_the_copy_and_the_guest_goes_on() {
+    let host = Host::new(Pace::Manual);
+    let going = host.start(&host.engine(), &host.request("run"));
+    going.copying().await;
+    host.qemu.set_status("io-error");
+    host.qemu.emit(
+        "BLOCK_IO_ERROR",
+        json!({ "device": "", "node-name": "limit", "operation": "write", "action": "stop", "nospace": true,
+            "reason": "No space left on device" }),
+    );
+    let state = going.end().await;
+    assert_failed(&state, "GuestHarmed");
+    assert_eq!(host.qemu.status(), "running");
+    host.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_stands_because_of_a_disk_of_the_run_goes_on_though_no_event_told() {
+    let host = Host::new(Pace::Manual);
+    let going = host.start(&host.engine(), &host.request("run"));
+    going.copying().await;
+    host.qemu.set_io_status("disk0", "nospace");
+    host.qemu.set_status("io-error");
+    assert_failed(&going.end().await, "GuestHarmed");
+    assert_eq!(host.qemu.status(), "running");
+    host.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_error_of_a_disk_that_is_not_in_the_run_is_none_of_ours() {
+    let host = Host::new(Pace::Manual);
+    let mut request = host.request("run");
+    request.disks.exclude = vec!["disk1".parse().unwrap()];
+    let going = host.start(&host.engine(), &request);
+    going.copying().await;
+    host.qemu.set_io_status("disk1", "failed");
+    host.qemu.set_status("io-error");
+    host.qemu.emit("STOP", json!({}));
+    host.qemu.finish_jobs();
+    assert_complete(&going.end().await);
+    assert_eq!(host.qemu.status(), "io-error", "somebody else's stop is somebody else's to end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_was_stopped_by_an_error_before_is_backed_up_and_not_started() {
+    let host = Host::new(Pace::AtOnce);
+    host.qemu.set_status("io-error");
+    assert_complete(&host.run("run").await);
+    assert_eq!(host.qemu.status(), "io-error");
+}
