@@ -147,9 +147,13 @@ impl<S: Followed> Followers<S> {
         entries.insert(id.to_owned(), Entry { seen, told: 0, task });
     }
 
-    /// Takes a state that the agent gave in an answer, so that what it said before is not held against it.
+    /// Takes a state that the agent gave in an answer, so that what it said before is not held against it. But an end stays:
+    /// the stream may tell of it before the answer to the start is read, and then nobody listens any more.
     pub fn tell(&self, id: &str, state: S, now: Timestamp) {
         if let Some(entry) = locked(&self.entries).get_mut(id) {
+            if !state.is_final() && entry.seen.state.as_ref().is_some_and(|(shown, _)| shown.is_final()) {
+                return;
+            }
             entry.seen = Seen { state: Some((state, now)), unknown: false, lost_since: None };
             entry.told += 1;
         }
@@ -293,5 +297,19 @@ mod tests {
         assert_ne!(state.milestone(), other.milestone());
         let taken = v1::RunState { checkpoint_time: 1, ..state.clone() };
         assert_ne!(state.milestone(), taken.milestone());
+    }
+    #[tokio::test]
+    async fn an_answer_that_is_read_late_does_not_undo_the_end_that_the_stream_told() {
+        let followers = Followers::<v1::RunState>::default();
+        let state = |phase: v1::RunPhase| v1::RunState { phase: phase.into(), ..Default::default() };
+        let task = tokio::spawn(async {}).abort_handle();
+        let entry = Entry { seen: Seen { state: None, unknown: false, lost_since: None }, told: 0, task };
+        locked(&followers.entries).insert("run".to_owned(), entry);
+        let shown = || followers.seen("run").unwrap().state.unwrap().0.phase();
+        let now = Timestamp::UNIX_EPOCH;
+        followers.tell("run", state(v1::RunPhase::Preparing), now);
+        followers.tell("run", state(v1::RunPhase::Failed), now);
+        followers.tell("run", state(v1::RunPhase::Preparing), now);
+        assert_eq!(shown(), v1::RunPhase::Failed);
     }
 }
