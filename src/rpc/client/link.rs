@@ -4,22 +4,18 @@
 use std::{
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::io::InspectReader;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::rpc::tls::{Identity, agent_name};
@@ -104,8 +100,7 @@ impl Link {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let stream = TlsConnector::from(self.identity.client_config()).connect(name, tcp).await?;
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Ok(Counted { stream, open: self.open.clone() })
+        Ok(counted(stream, &self.open))
     }
 
     fn note(&self, problem: Option<String>) {
@@ -114,45 +109,28 @@ impl Link {
 }
 
 /// A stream that counts as open until it is dropped.
-struct Counted {
-    stream: TlsStream<TcpStream>,
-    open: Arc<AtomicUsize>,
+type Counted = InspectReader<TlsStream<TcpStream>, Box<dyn FnMut(&[u8]) + Send + Sync>>;
+
+fn counted(stream: TlsStream<TcpStream>, open: &Arc<AtomicUsize>) -> Counted {
+    let place = Place::take(open);
+    InspectReader::new(stream, Box::new(move |_| place.is_held()))
 }
 
-impl Drop for Counted {
+/// One of the open connections.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(open: &Arc<AtomicUsize>) -> Place {
+        open.fetch_add(1, Ordering::Relaxed);
+        Place(open.clone())
+    }
+
+    /// Keeps the place with whoever may call this.
+    fn is_held(&self) {}
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
