@@ -32,7 +32,7 @@ use self::{
     discover::Found,
     guest::Guests,
     known::Known,
-    problem::{Problem, chain},
+    problem::Problem,
     restores::{RestoreSettings, Restores},
     runs::Runs,
     service::Service,
@@ -52,6 +52,7 @@ use crate::{
         server::{self, Limits, OnRefused, ServeError},
         tls::Identity,
     },
+    sentence::sentence,
     shutdown,
 };
 
@@ -183,12 +184,15 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
             let identity = Identity::load(&args.tls_dir).map_err(|error| Problem {
                 subject: args.tls_dir.display().to_string(),
                 reason: error.reason(),
-                message: chain(&error),
+                message: sentence(&error),
             })?;
             let config = load(&args.config)?;
-            let parts = Parts::new(&args.node_name, &config, &args.config, metrics.clone()).map_err(|error| {
-                Problem { subject: args.config.display().to_string(), reason: error.reason(), message: chain(&error) }
-            })?;
+            let parts =
+                Parts::new(&args.node_name, &config, &args.config, metrics.clone()).map_err(|error| Problem {
+                    subject: args.config.display().to_string(),
+                    reason: error.reason(),
+                    message: sentence(&error),
+                })?;
             Ok((identity, config, parts))
         };
         let Some((identity, config, parts)) = wait_for(started, &ready, &end).await else { break };
@@ -220,7 +224,7 @@ fn load(path: &Path) -> Result<HostConfig, Problem> {
     HostConfig::load(path).map_err(|error| Problem {
         subject: path.display().to_string(),
         reason: error.reason(),
-        message: chain(&error),
+        message: sentence(&error),
     })
 }
 

@@ -22,6 +22,7 @@ use crate::{
     api::{BackupRepository, condition},
     clock, rpc,
     rpc::{client::Agents, v1},
+    sentence::sentence,
     shutdown,
 };
 
@@ -105,7 +106,7 @@ pub async fn run(args: Args) -> ExitCode {
     match start(args).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", error::chain(&error));
+            tracing::error!("{}", sentence(&error));
             ExitCode::FAILURE
         }
     }
@@ -239,7 +240,7 @@ async fn find_agents(client: Client, args: Args, agents: Agents, end: Cancellati
     while let Some(event) = watch.next().await {
         match event {
             Ok(_) => agents.set(addresses(&reader.state())),
-            Err(error) => tracing::warn!("The watch of EndpointSlices was cut: {}", error::chain(&error)),
+            Err(error) => tracing::warn!("The watch of EndpointSlices was cut: {}", sentence(&error)),
         }
     }
 }

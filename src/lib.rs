@@ -22,5 +22,6 @@ pub mod qmp;
 pub mod repo;
 pub mod retry;
 pub mod rpc;
+pub mod sentence;
 pub mod shutdown;
 pub mod telemetry;

@@ -4,13 +4,14 @@ use std::{io::Write, process::ExitCode};
 
 use clap::Parser;
 use driftline::{
-    agent::{self, problem::chain},
-    api, certs,
+    agent, api, certs,
     cli::{
         self,
         args::{Cli, Command},
     },
-    controller, telemetry,
+    controller,
+    sentence::sentence,
+    telemetry,
 };
 
 #[tokio::main]
@@ -36,7 +37,7 @@ async fn main() -> ExitCode {
 /// Ends the process without waiting for threads that a file system holds: what they do is in the journal.
 fn role<E: std::error::Error>(ended: Result<(), E>) -> ! {
     if let Err(error) = &ended {
-        tracing::error!(error = chain(error), "The role ended");
+        tracing::error!(error = sentence(error), "The role ended");
     }
     std::process::exit(i32::from(ended.is_err()))
 }
@@ -56,6 +57,6 @@ fn crds() -> ExitCode {
 fn told<E: std::error::Error>(done: Result<(), E>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     // Nobody to tell when stderr is gone.
-    let _ = writeln!(std::io::stderr(), "driftline: {}", chain(&error));
+    let _ = writeln!(std::io::stderr(), "driftline: {}", sentence(&error));
     ExitCode::FAILURE
 }

@@ -29,7 +29,6 @@ use serde::{Deserialize, Serialize};
 pub use error::RepoError;
 pub use lock::{Lease, LeaseTimes};
 pub use manifest::Manifest;
-pub(crate) use read::chain_of;
 pub use read::{Scan, StoredPoint};
 pub use roots::{Roots, RootsError};
 pub use seal::SealedDisk;

@@ -12,8 +12,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::problem::{Problem, chain};
+use super::problem::Problem;
 use crate::config::GuestFile;
+use crate::sentence::sentence;
 
 /// How often the folder is looked at. New, changed and vanished guests are to be noticed within 2 s.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -137,7 +138,8 @@ impl Folder {
         let (file, problem) = match GuestFile::load(&path) {
             Ok(file) => (Some(Arc::new(file)), None),
             Err(error) => {
-                let message = format!("{}. The machine stays as it was known before; correct the file", chain(&error));
+                let message =
+                    format!("{}. The machine stays as it was known before; correct the file", sentence(&error));
                 (before, Some(Problem { subject: path.display().to_string(), reason: error.reason(), message }))
             }
         };

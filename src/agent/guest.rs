@@ -16,13 +16,14 @@ use super::{
     discover::{Found, GuestKey},
     inventory::{Listing, Seen, listing},
     known::{Known, Verdict},
-    problem::{Problem, chain},
+    problem::Problem,
 };
 use crate::{
     config::GuestFile,
     engine::graph::{GuestFacts, PowerState, inspect},
     metrics::{AgentMetrics, GuestLabels, Reason},
     qmp::{Address, Client, ConnectError, ErrorObserver, Event, Monitor},
+    sentence::sentence,
 };
 
 /// How long a monitor may take to be ready, greeting and schema together.
@@ -264,7 +265,7 @@ impl Watcher {
                     last = Some(facts);
                 }
                 Ok(Err(_)) if client.is_closed() => return last,
-                Ok(Err(error)) => self.show(last.clone(), Some(self.not_responding(&chain(&error))), false),
+                Ok(Err(error)) => self.show(last.clone(), Some(self.not_responding(&sentence(&error))), false),
                 Err(_) => {
                     let what = format!("no answer within {} s", LOOK.as_secs());
                     self.show(last.clone(), Some(self.not_responding(&what)), false);
@@ -297,7 +298,7 @@ impl Watcher {
                         now.map(|now| Problem::uuid_changed(&self.key, &before, now, &file))
                     }
                     Ok(Err(error)) => {
-                        Some(Problem { subject: self.key.clone(), reason: error.reason(), message: chain(&error) })
+                        Some(Problem { subject: self.key.clone(), reason: error.reason(), message: sentence(&error) })
                     }
                     Err(_) => None,
                 }

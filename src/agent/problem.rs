@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::{ids::GuestId, qmp::ConnectError};
+use crate::{ids::GuestId, qmp::ConnectError, sentence::sentence};
 
 /// Something that a person has to mend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Problem {
                 NOT_RESPONDING,
                 format!(
                     "QEMU on {socket} took the connection and did not serve it ({}). Look at the machine: its QEMU hangs or is ending",
-                    chain(error)
+                    sentence(error)
                 ),
             ),
             ConnectError::NotQmp { .. } => (
@@ -118,15 +118,3 @@ const UNREACHABLE: &str = "QMPUnreachable";
 const BUSY: &str = "QMPBusy";
 const NOT_RESPONDING: &str = "QMPNotResponding";
 const NONSENSE: &str = "QMPNonsense";
-
-/// An error and its sources in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}

@@ -15,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
-use super::problem::chain;
+use crate::sentence::sentence;
 use crate::{
     clock::Clock,
     engine::RepositoryRef,
@@ -313,7 +313,7 @@ fn restore(
     let failed = |reason, retry, error: &dyn std::error::Error| Failure {
         phase: if reason == "Cancelled" { RestorePhase::Cancelled } else { RestorePhase::Failed },
         reason,
-        message: chain(error),
+        message: sentence(error),
         retriable: retry != Retry::OnChange,
     };
     let RepositoryRef { path, id } = &order.repository;

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 use super::{
     guest::Guests,
     inventory::Listing,
-    problem::{Problem, chain},
+    problem::Problem,
     restores::{RestoreOrder, Restores},
     runs::Runs,
     storage::Storage,
@@ -30,6 +30,7 @@ use crate::{
         status::{Kind, Refusal},
         v1::{self, agent_server::Agent},
     },
+    sentence::sentence,
 };
 
 /// What the calls need.
@@ -217,7 +218,11 @@ impl Agent for Service {
                 look(&repository)
             });
             Ok(looked.await?.unwrap_or_else(|error| v1::RepositoryResponse {
-                problem: Some(v1::Problem { subject: path, reason: error.reason().to_owned(), message: chain(&error) }),
+                problem: Some(v1::Problem {
+                    subject: path,
+                    reason: error.reason().to_owned(),
+                    message: sentence(&error),
+                }),
                 ..v1::RepositoryResponse::default()
             }))
         })
@@ -345,7 +350,7 @@ fn unknown_run(run: &str) -> Refusal {
 }
 
 fn refused(error: &RepoError) -> Refusal {
-    Refusal::new(Kind::Precondition, error.reason(), chain(error)).retry(error.retry())
+    Refusal::new(Kind::Precondition, error.reason(), sentence(error)).retry(error.retry())
 }
 
 fn look(repository: &Repository) -> Result<v1::RepositoryResponse, RepoError> {

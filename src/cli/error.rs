@@ -1,7 +1,7 @@
 //! Why a verb ended without its result: the thing, the reason, and the way out. The chain of causes is put together
 //! once, here, at the edge.
 
-use std::{error::Error, io, path::PathBuf};
+use std::{io, path::PathBuf};
 
 use super::Exit;
 use crate::{
@@ -177,20 +177,6 @@ impl CliError {
             | Self::NoUuid { .. } => Exit::Usage,
             _ => Exit::Failed,
         }
-    }
-
-    /// The message with all its causes, each once.
-    pub(super) fn sentence(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let next = error.to_string();
-            if !text.ends_with(&next) {
-                text = format!("{text}: {next}");
-            }
-            cause = error.source();
-        }
-        text
     }
 
     /// What to do about it, where that is not in the message.

@@ -19,6 +19,7 @@ use crate::{
     },
     ids::GuestId,
     qmp::Monitor,
+    sentence::sentence,
 };
 
 /// Finds the machines and says what they are.
@@ -151,10 +152,10 @@ impl Document {
         let given = file.and_then(|file| file.uuid.clone());
         let uuid = found.and_then(|facts| facts.uuid.clone()).or(given);
         let problem = match facts {
-            Err(error) => Some(Problem { reason: error.reason().to_owned(), message: error.sentence() }),
+            Err(error) => Some(Problem { reason: error.reason().to_owned(), message: sentence(error) }),
             Ok(_) => uuid.is_none().then(|| {
                 let error = CliError::NoUuid { socket: socket.to_owned() };
-                Problem { reason: error.reason().to_owned(), message: error.sentence() }
+                Problem { reason: error.reason().to_owned(), message: sentence(&error) }
             }),
         };
         Self {

@@ -14,6 +14,7 @@ use super::{
     CliError,
     args::{Common, OutputFormat},
 };
+use crate::sentence::sentence;
 use crate::telemetry::FILTER_VARIABLE;
 
 /// How results, notes and errors reach the person or script.
@@ -68,12 +69,12 @@ impl Output {
     pub(super) fn error(&self, error: &CliError) {
         if self.format == OutputFormat::Json {
             let document = ErrorDocument {
-                error: ErrorFacts { reason: error.reason(), message: &error.sentence(), way_out: error.way_out() },
+                error: ErrorFacts { reason: error.reason(), message: &sentence(error), way_out: error.way_out() },
             };
             self.result(&document, String::new);
         }
         let (on, off) = if self.color { ("\u{1b}[31;1m", "\u{1b}[0m") } else { ("", "") };
-        let mut text = format!("{on}error:{off} {} [{}]", error.sentence(), error.reason());
+        let mut text = format!("{on}error:{off} {} [{}]", sentence(error), error.reason());
         if let Some(way_out) = error.way_out() {
             text = format!("{text}\n  way out: {way_out}");
         }

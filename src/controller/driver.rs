@@ -24,10 +24,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     context::{Context, Feed, Guarded, locked},
-    error::{Error, chain},
+    error::Error,
     write::{self, Kind},
 };
-use crate::{api::words::Reason, retry::Retry};
+use crate::{api::words::Reason, retry::Retry, sentence::sentence};
 
 /// Objects of one kind that are reconciled at once.
 const CONCURRENCY: u16 = 16;
@@ -90,7 +90,7 @@ pub(super) async fn drive<K, F>(
         }
     });
     let own = watch.touched_objects().filter_map(move |object| {
-        let object = object.inspect_err(|e| tracing::warn!(kind, "The watch was cut: {}", chain(e))).ok();
+        let object = object.inspect_err(|e| tracing::warn!(kind, "The watch was cut: {}", sentence(e))).ok();
         if let Some(object) = &object {
             touched(&told.context, object);
             // Also one that went without a finalizer: nobody else will ever take its count away.
@@ -171,7 +171,7 @@ async fn unreadable<K: Kind>(kind: &'static str, context: &Context, meta: &kube:
 
 fn failed<K: Kind>(kind: &'static str, object: &Guarded<K>, error: &Error, shared: &Shared) -> Action {
     let key = key(object);
-    tracing::warn!(kind, object = key, reason = error.reason(), "{}", chain(error));
+    tracing::warn!(kind, object = key, reason = error.reason(), "{}", sentence(error));
     shared.context.metrics.failed(kind, error.reason());
     match error.retry() {
         Retry::Now => Action::requeue(Duration::from_millis(50)),

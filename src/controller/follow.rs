@@ -15,7 +15,6 @@ use tokio::{task::AbortHandle, time::Instant};
 use super::{
     agents::{AgentCalls, Directory},
     context::locked,
-    error::chain,
 };
 use crate::{
     clock::Clock,
@@ -23,6 +22,7 @@ use crate::{
         client::{Answers, RpcError},
         v1,
     },
+    sentence::sentence,
 };
 
 /// Above so many runs at once progress is published less often.
@@ -190,7 +190,7 @@ impl<S: Followed> Task<S> {
                     *seen = Seen { state: None, unknown: true, lost_since: None };
                 }),
                 Err(error) => {
-                    tracing::debug!(node = self.node, run = self.id, "{}", chain(&error));
+                    tracing::debug!(node = self.node, run = self.id, "{}", sentence(&error));
                     self.lost();
                 }
             }

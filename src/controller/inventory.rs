@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     context::{Context, locked},
-    error, guest,
+    guest,
 };
-use crate::{api::words::Reason, rpc::v1};
+use crate::{api::words::Reason, rpc::v1, sentence::sentence};
 
 /// How long to wait before an agent that did not answer is asked again.
 const PAUSES: [Duration; 4] =
@@ -166,7 +166,7 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
     let (who, mut stream) = match (described, agent.watch_guests().await) {
         (Ok(who), Ok(stream)) => (who, stream),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::debug!(node, reason = error.reason(), "{}", error::chain(&error));
+            tracing::debug!(node, reason = error.reason(), "{}", sentence(&error));
             return;
         }
     };
@@ -203,7 +203,7 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
                 make(context, &guests).await;
             }
             Some(Err(error)) => {
-                tracing::info!(node, reason = error.reason(), "{}", error::chain(&error));
+                tracing::info!(node, reason = error.reason(), "{}", sentence(&error));
                 return;
             }
             None => return,
@@ -241,7 +241,7 @@ fn changed(context: &Context, node: &str, view: NodeView) {
 async fn make(context: &Arc<Context>, guests: &[v1::Guest]) {
     for said in guests {
         if let Err(error) = guest::ensure(context, said).await {
-            tracing::warn!(namespace = said.namespace, guest = said.name, "{}", error::chain(&error));
+            tracing::warn!(namespace = said.namespace, guest = said.name, "{}", sentence(&error));
             context.metrics.failed("Guest", error.reason());
         }
     }

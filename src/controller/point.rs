@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{
     catalogue::{PointName, Shelf},
     context::Context,
-    error::{Error, chain},
+    error::Error,
     write,
 };
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         words::{self, Reason},
     },
     rpc::v1,
+    sentence::sentence,
 };
 
 /// How often a point is looked at without a reason.
@@ -209,12 +210,12 @@ pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shel
             None => {}
         }
         if let Err(error) = make(context, repository, name, point, &shelf.repository_id).await {
-            tracing::warn!(point = point.id, "{}", chain(&error));
+            tracing::warn!(point = point.id, "{}", sentence(&error));
             let note = format!(
                 "RestorePoint {}/{}: {}. The point itself is safe in the repository.",
                 name.0,
                 name.1,
-                chain(&error)
+                sentence(&error)
             );
             let reason = Reason::PointNotShown.as_str();
             write::event(context, repository, EventType::Warning, reason, "ShowPoint", &note).await;
@@ -229,7 +230,7 @@ pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shel
         let name = (object.namespace().unwrap_or_default(), object.name_any());
         let moved = ids.get(object.spec.point_id.as_str()).is_some_and(|now| **now != name && now.1 == name.1);
         if moved && let Err(error) = write::delete(context, &object).await {
-            tracing::warn!("{}", chain(&error));
+            tracing::warn!("{}", sentence(&error));
         }
         if !shelf.points.contains_key(&name) {
             context.points.wake(&name.0, &name.1);

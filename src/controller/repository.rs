@@ -6,11 +6,7 @@ use std::{sync::Arc, time::Duration};
 use futures::{StreamExt, future};
 use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{
-    context::Context,
-    error::{Error, chain},
-    point, write,
-};
+use super::{context::Context, error::Error, point, write};
 use crate::{
     api::{BackupRepository, duration, repository::AccessMode, words::Reason},
     ids::RepositoryId,
@@ -19,6 +15,7 @@ use crate::{
         client::RpcError,
         v1::{self, repository_request::Action as Ask},
     },
+    sentence::sentence,
 };
 
 pub mod plan;
@@ -187,7 +184,7 @@ async fn call(context: &Context, node: &str, path: &str, action: Ask) -> Answer 
                 ..v1::RepositoryResponse::default()
             })
         }
-        Err(error) => Answer::Silent(error.reason().to_owned(), chain(&error)),
+        Err(error) => Answer::Silent(error.reason().to_owned(), sentence(&error)),
     }
 }
 
@@ -211,12 +208,12 @@ async fn list(context: &Context, repository: &BackupRepository, id: &str, view: 
     let mut points = vec![];
     let mut stream = match agent.list_points(request).await {
         Ok(stream) => stream,
-        Err(error) => return Some(format!("Node {node}: {}", chain(&error))),
+        Err(error) => return Some(format!("Node {node}: {}", sentence(&error))),
     };
     while let Some(next) = stream.next().await {
         match next {
             Ok(point) => points.push(point),
-            Err(error) => return Some(format!("Node {node}: {}", chain(&error))),
+            Err(error) => return Some(format!("Node {node}: {}", sentence(&error))),
         }
     }
     point::sync(context, repository, id, points).await;

@@ -7,11 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{
-    context::Context,
-    error::{Error, chain},
-    write,
-};
+use super::{context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRepository, RestoreRun, RestoreRunStatus, condition,
@@ -20,6 +16,7 @@ use crate::{
     },
     retry::Retry,
     rpc::{client::RpcError, v1},
+    sentence::sentence,
 };
 
 pub mod plan;
@@ -275,7 +272,7 @@ async fn start(context: &Context, restore: &RestoreRun, source: Option<&Source>)
     };
     agent.start_restore(request).await.map_err(|error| match error {
         RpcError::Refused { reason, message, retry, .. } => Refusal::No { reason, message, retry },
-        silent => Refusal::Silent(chain(&silent)),
+        silent => Refusal::Silent(sentence(&silent)),
     })
 }
 

@@ -9,11 +9,7 @@ use kube::{
     runtime::{controller::Action, events::EventType},
 };
 
-use super::{
-    context::Context,
-    error::{Error, chain},
-    point, repository, write,
-};
+use super::{context::Context, error::Error, point, repository, write};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
@@ -22,6 +18,7 @@ use crate::{
     },
     retry::Retry,
     rpc::{client::RpcError, v1},
+    sentence::sentence,
 };
 
 mod check;
@@ -315,7 +312,7 @@ async fn start(
     };
     agent.start_backup(request).await.map_err(|error| Refusal {
         reason: error.reason().to_owned(),
-        message: super::error::chain(&error),
+        message: sentence(&error),
         retry: error.retry(),
         unsure: !matches!(error, RpcError::Refused { .. }),
     })
@@ -352,7 +349,7 @@ async fn show_point(
         // The namespace is going, or somebody else holds the name: the run is complete all the same, must not be held by
         // its finalizer, and the point is shown when its repository is looked at and it can be.
         Err(error) if error.is_refusal() => {
-            let note = format!("The point {} is safe in the repository, but not shown: {}", made.id, chain(&error));
+            let note = format!("The point {} is safe in the repository, but not shown: {}", made.id, sentence(&error));
             let reason = Reason::PointNotShown.as_str();
             write::event(context, run, EventType::Warning, reason, "Backup", &note).await;
             return Ok(None);

@@ -15,9 +15,10 @@ use serde_json::json;
 
 use super::{
     context::Context,
-    error::{Error, chain, is_code},
+    error::{Error, is_code},
 };
 use crate::api::{condition, words};
+use crate::sentence::sentence;
 
 /// The longest note that an Event takes, in characters (the API's limit is 1 kB).
 const NOTE_LIMIT: usize = 900;
@@ -142,7 +143,7 @@ pub async fn event<K: Kind>(context: &Context, object: &K, kind: EventType, reas
 pub(super) async fn publish(context: &Context, event: Event, regarding: ObjectReference) {
     match tokio::time::timeout(EVENT_DEADLINE, context.recorder.publish(&event, &regarding)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(reason = event.reason, "An Event was not written: {}", chain(&error)),
+        Ok(Err(error)) => tracing::warn!(reason = event.reason, "An Event was not written: {}", sentence(&error)),
         Err(_) => tracing::warn!(reason = event.reason, "An Event was not written in time"),
     }
 }

@@ -8,6 +8,7 @@ use crate::{
     qmp::{ConnectError, ExecuteError},
     repo::RepoError,
     retry::Retry,
+    sentence::sentence,
 };
 
 /// An operation of a run that failed.
@@ -264,7 +265,7 @@ impl EngineError {
     pub fn failure(&self) -> Failure {
         Failure {
             reason: self.reason().to_owned(),
-            message: chain(self),
+            message: sentence(self),
             retriable: self.retry() != Retry::OnChange,
             cancelled: false,
         }
@@ -273,17 +274,6 @@ impl EngineError {
 
 /// The reason after which the guest is continued if it still stands in `io-error`.
 pub(super) const GUEST_HARMED: &str = "GuestHarmed";
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
 
 /// The failure of a run that somebody cancelled.
 pub(super) fn cancelled() -> Failure {

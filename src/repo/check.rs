@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Act, RepoError, Repository, Scan, StoreError, StoredPoint, chain_of, digest_clusters,
+    Act, RepoError, Repository, Scan, StoreError, StoredPoint, digest_clusters,
     digests::{Entry, Table},
     layout,
     manifest::{DiskIdentity, StoredDisk},
@@ -23,6 +23,7 @@ use crate::{
     },
     ids::{GuestId, PointId},
     qcow2::{CLUSTER, header::Header, map::Map},
+    sentence::sentence,
 };
 
 /// How far verification is.
@@ -137,8 +138,8 @@ impl Subject<'_> {
         let mut damage = |kind, text: String| found.push(Finding::new(Severity::Damage, kind, text));
         let image = match repository.image(guest, point, &disk.name) {
             Ok(image) => image,
-            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, chain_of(&error)),
-            Err(error) => return damage(Kind::Unchecked, chain_of(&error)),
+            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, sentence(&error)),
+            Err(error) => return damage(Kind::Unchecked, sentence(&error)),
         };
         let bytes = match image.metadata() {
             Ok(metadata) => metadata.len(),
@@ -152,22 +153,22 @@ impl Subject<'_> {
                 damage(Kind::ImageCorrupt, format!("qemu-img check found {} corruptions", checked.corruptions));
             }
             Ok(_) => {}
-            Err(error) => damage(Kind::Unchecked, chain_of(&error)),
+            Err(error) => damage(Kind::Unchecked, sentence(&error)),
         }
         let header = match Header::read(&image).and_then(|h| h.expect_stored(identity.virtual_size).map(|()| h)) {
             Ok(header) => header,
-            Err(error) => return damage(Kind::ImageNotAsStored, chain_of(&error)),
+            Err(error) => return damage(Kind::ImageNotAsStored, sentence(&error)),
         };
         let map = match Map::read(&image, &header, bytes) {
             Ok(map) => map,
-            Err(error) => return damage(Kind::ImageCorrupt, chain_of(&error)),
+            Err(error) => return damage(Kind::ImageCorrupt, sentence(&error)),
         };
         let table = match open_table(repository, guest, point, disk, cancel) {
             Ok(Ok(table)) => table,
             Ok(Err(_)) if cancel.load(Ordering::Relaxed) => return,
             Ok(Err(text)) => return damage(Kind::TableDamaged, text),
-            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, chain_of(&error)),
-            Err(error) => return damage(Kind::Unchecked, chain_of(&error)),
+            Err(error @ RepoError::File { .. }) => return damage(Kind::FileMissing, sentence(&error)),
+            Err(error) => return damage(Kind::Unchecked, sentence(&error)),
         };
         self.compare(&image, &map, table, progress, found);
     }
@@ -194,7 +195,7 @@ impl Subject<'_> {
                 // Zeros that the table does not have change nothing for a full; else they hide the parent.
                 Ok(None) if entry == Entry::Zero && self.disk.parent.is_none() => {}
                 Ok(None) => ranges.add(cluster, Kind::ClusterMissing),
-                Err(error) => stopped = Some(chain_of(&error)),
+                Err(error) => stopped = Some(sentence(&error)),
             }
             stopped.is_none() && !self.cancel.load(Ordering::Relaxed)
         };
@@ -228,7 +229,7 @@ pub(crate) fn open_table(
         Some(_) => return Ok(Err(format!("Digest table {} is not the one that was stored", path.display()))),
         None => return Ok(Err("Verification was cancelled".into())),
     }
-    Ok(Table::open(file, length).map_err(|error| chain_of(&error)))
+    Ok(Table::open(file, length).map_err(|error| sentence(&error)))
 }
 
 /// Damaged clusters, neighbours joined.

@@ -10,6 +10,7 @@ use crate::{
         graph::Graph,
     },
     ids::{DiskName, GuestId, PointId},
+    sentence::sentence,
 };
 
 /// Above any manifest, in bytes.
@@ -89,7 +90,7 @@ impl Repository {
                 Ok(Some(stored)) => scan.points.push(stored),
                 Ok(None) => scan.partial.push(point),
                 Err(error) => {
-                    let text = chain_of(&error);
+                    let text = sentence(&error);
                     let finding = Finding::new(Severity::Damage, Kind::ManifestUnreadable, text);
                     scan.findings.push(finding.guest(guest).point(&point));
                 }
@@ -222,15 +223,4 @@ pub(super) fn namespace_of(guest: &GuestId, points: &[StoredPoint], asked: &str)
         }
         _ => Ok(()),
     }
-}
-
-/// An error with all its sources, as one sentence for a finding.
-pub(crate) fn chain_of(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

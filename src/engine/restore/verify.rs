@@ -20,11 +20,12 @@ use crate::{
         map::{Extent, Kind, Map},
     },
     repo::{
-        Manifest, Repository, chain_of,
+        Manifest, Repository,
         check::open_table,
         digest_clusters,
         digests::{Entry, Table},
     },
+    sentence::sentence,
 };
 
 /// Compares the temporary file of `work` with the digest tables of its chain.
@@ -48,7 +49,7 @@ pub(super) fn compare(
         let stored = manifests.get(&link.point.id).and_then(|manifest| manifest.stored(&link.disk.name));
         let Some(stored) = stored else { return Err(failed(format!("Point {} has no such disk", link.point.id))) };
         let table = open_table(repository, &request.guest, &link.point.id, stored, cancel)
-            .map_err(|error| failed(chain_of(&error)))?
+            .map_err(|error| failed(sentence(&error)))?
             .map_err(|why| if cancel.load(Ordering::Relaxed) { RestoreError::Cancelled } else { failed(why) })?;
         if table.virtual_size() != link.disk.virtual_size {
             return Err(failed(format!("The table of point {} is one of another disk", link.point.id)));
@@ -147,7 +148,7 @@ impl Expected<'_> {
     /// What `cluster` must hold, and which point stores it.
     fn get(&mut self, cluster: u64) -> Result<(Entry, Option<&PointId>), String> {
         for (link, table) in &mut self.layers {
-            if let Some(entry) = table.get(cluster).map_err(|error| chain_of(&error))? {
+            if let Some(entry) = table.get(cluster).map_err(|error| sentence(&error))? {
                 return Ok((entry, Some(&link.point.id)));
             }
         }
@@ -180,10 +181,10 @@ fn raw_map(file: &File, virtual_size: u64) -> io::Result<Map> {
 
 fn qcow2_map(file: &File, virtual_size: u64) -> io::Result<Map> {
     let length = file.metadata()?.len();
-    let header = Header::read(file).map_err(|error| io::Error::other(chain_of(&error)))?;
-    header.expect_stored(virtual_size).map_err(|error| io::Error::other(chain_of(&error)))?;
+    let header = Header::read(file).map_err(|error| io::Error::other(sentence(&error)))?;
+    header.expect_stored(virtual_size).map_err(|error| io::Error::other(sentence(&error)))?;
     if let Some(backing) = header.backing {
         return Err(io::Error::other(format!("The image has a backing file {backing:?}")));
     }
-    Map::read(file, &header, length).map_err(|error| io::Error::other(chain_of(&error)))
+    Map::read(file, &header, length).map_err(|error| io::Error::other(sentence(&error)))
 }
