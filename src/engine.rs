@@ -3,11 +3,12 @@
 //!
 //! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure), `plan` (what is
 //! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
-//! `orphans` and `space` and `sentinel` (pure helpers), `progress` (what is shown).
+//! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `progress` (what is shown).
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
 
 pub mod choose;
+pub mod definition;
 mod error;
 pub mod gate;
 pub mod graph;

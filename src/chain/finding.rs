@@ -55,6 +55,8 @@ pub enum Kind {
     ImageCorrupt,
     /// A digest table that is not the one of the manifest.
     TableDamaged,
+    /// The variables of the guest's firmware are not what was stored.
+    VariablesDamaged,
     /// Clusters whose content is not what was stored.
     ClusterDamaged,
     /// Clusters that the table has and the image has not, or the other way round.

@@ -14,6 +14,6 @@ mod store;
 pub(in crate::engine) use self::fixture::{fixture, request};
 
 pub use self::{
-    record::{Failure, Record, RecordDisk, State},
+    record::{Failure, Record, RecordDisk, RecordVariables, State},
     store::{Journal, JournalError},
 };

@@ -1,6 +1,8 @@
 //! What an attempt does up to the instant, step by step, each with what undoes it. Pure: a function of the journal's
 //! record alone, so that after a crash the same names come out again.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -27,6 +29,13 @@ pub enum Step {
         virtual_size: u64,
         /// The most that the file can grow to, in bytes.
         bound: u64,
+    },
+    /// Stores the variables of the guest's firmware beside the disks.
+    StoreVariables {
+        /// The pflash drive.
+        disk: DiskName,
+        /// The file that QEMU has open.
+        file: PathBuf,
     },
     /// Passes the disk's file to QEMU and opens it there.
     OpenTarget {
@@ -89,6 +98,9 @@ pub fn steps(record: &Record) -> Vec<Step> {
     for disk in &record.disks {
         steps.push(Step::CreateDisk { disk: disk.name.clone(), virtual_size: disk.virtual_size, bound: disk.bound });
     }
+    for variables in &record.variables {
+        steps.push(Step::StoreVariables { disk: variables.disk.clone(), file: variables.file.clone() });
+    }
     for (index, disk) in record.disks.iter().enumerate() {
         steps.push(Step::OpenTarget {
             disk: disk.name.clone(),
@@ -117,7 +129,7 @@ impl Step {
         match self {
             Self::CreatePoint => vec![Undo::DiscardPoint],
             // Goes with the point's folder.
-            Self::CreateDisk { .. } => Vec::new(),
+            Self::CreateDisk { .. } | Self::StoreVariables { .. } => Vec::new(),
             Self::OpenTarget { node, opaque, .. } | Self::OpenSentinelSource { node, opaque, .. } => {
                 vec![Undo::CloseNode { node: node.clone() }, Undo::RemoveFds { opaque: opaque.clone() }]
             }

@@ -1,9 +1,15 @@
 //! The process behind a monitor: its id and start time, so that "QEMU is gone" can be proven later, by an agent that
 //! was itself restarted in between. A refused connection proves nothing. Reads `/proc`.
 
-use std::fs;
+use std::{fs, io::Read, path::Path};
 
 use serde::{Deserialize, Serialize};
+
+/// Bytes of the longest command line that is read. libvirt's are some 10 KiB.
+const MAX_COMMAND_LINE: u64 = 256 << 10;
+
+/// How often a file that changes is read again before it is given up.
+const READINGS: usize = 5;
 
 /// One process of one boot of this host; never mistaken for a later one that got the same id.
 ///
@@ -38,6 +44,48 @@ impl Process {
             Some(stat) if stat.start_ticks != self.start_ticks => false,
             Some(stat) => !stat.is_dead() || threads(self.pid) > 1,
         }
+    }
+
+    /// What is in a regular file that the process has open under this name, at most `limit` bytes. None when it has no such
+    /// file open, or when the file is larger, cannot be read, or changes as fast as it is read.
+    ///
+    /// By the process's own descriptor: the name alone is what QEMU says, and could be that of any file of the host.
+    pub fn read_open_file(&self, name: &Path, limit: u64) -> Option<Vec<u8>> {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
+        let links = folder.flatten().map(|entry| entry.path());
+        let link = links.into_iter().find(|link| fs::read_link(link).is_ok_and(|target| target == name))?;
+        let read = || {
+            // A look before opening: to open a FIFO would block.
+            fs::metadata(&link).ok().filter(fs::Metadata::is_file)?;
+            let mut bytes = Vec::new();
+            fs::File::open(&link).ok()?.take(limit + 1).read_to_end(&mut bytes).ok()?;
+            (bytes.len() as u64 <= limit).then_some(bytes)
+        };
+        let mut last = read()?;
+        for _ in 0..READINGS {
+            let now = read()?;
+            if now == last {
+                // The id could have become another process's before.
+                return self.is_alive().then_some(now);
+            }
+            last = now;
+        }
+        None
+    }
+
+    /// The arguments that QEMU was started with, its own name first. None when they cannot be read, are none of UTF-8 or
+    /// longer than any machine needs, or when the process is not QEMU: under libvirt its daemon holds the socket.
+    pub fn command_line(&self) -> Option<Vec<String>> {
+        let file = fs::File::open(format!("/proc/{}/cmdline", self.pid)).ok()?;
+        let mut text = String::new();
+        file.take(MAX_COMMAND_LINE + 1).read_to_string(&mut text).ok()?;
+        // Looked at after the reading: the id could have become another process's before.
+        if text.len() as u64 > MAX_COMMAND_LINE || !self.is_alive() {
+            return None;
+        }
+        let arguments: Vec<_> = text.strip_suffix('\0').unwrap_or(&text).split('\0').map(str::to_owned).collect();
+        let program = Path::new(arguments.first()?).file_name()?.to_str()?;
+        (program.contains("qemu") || program == "kvm").then_some(arguments)
     }
 }
 
@@ -97,6 +145,34 @@ mod tests {
         }
         child.wait().unwrap();
         assert!(!process.is_alive());
+    }
+
+    #[test]
+    fn a_file_is_read_only_where_the_process_has_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().canonicalize().unwrap().join("vars");
+        fs::write(&path, "variables").unwrap();
+        let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert_eq!(me.read_open_file(&path, 64), None);
+        let _open = fs::File::open(&path).unwrap();
+        assert_eq!(me.read_open_file(&path, 64).unwrap(), b"variables");
+        assert_eq!(me.read_open_file(&path, 8), None);
+        assert_eq!(me.read_open_file(Path::new("/etc/passwd"), 1 << 20), None);
+    }
+
+    #[test]
+    fn only_a_qemu_has_a_command_line_of_a_machine() {
+        let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        assert_eq!(me.command_line(), None);
+        let mut child = std::process::Command::new("sleep");
+        let child = std::os::unix::process::CommandExt::arg0(&mut child, "/usr/bin/qemu-system-x86_64").arg("60");
+        let mut child = child.spawn().unwrap();
+        let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
+        let line = process.command_line();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(line.unwrap(), ["/usr/bin/qemu-system-x86_64", "60"]);
+        assert_eq!(process.command_line(), None);
     }
 
     #[test]

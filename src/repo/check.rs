@@ -12,7 +12,7 @@ use super::{
     Act, RepoError, Repository, Scan, StoreError, StoredPoint, digest_clusters,
     digests::{Entry, Table},
     layout,
-    manifest::{DiskIdentity, StoredDisk},
+    manifest::{DiskIdentity, StoredDisk, StoredVariables},
     read::graph_of,
     seal::file_digest,
 };
@@ -79,6 +79,9 @@ pub fn verify(
     let mut done: u64 = 0;
     for (guest, graph, stored) in points() {
         let point = &stored.manifest.identity.point;
+        let variables = stored.manifest.definition.variables.iter();
+        let damaged = variables.filter_map(|variables| verify_variables(repository, guest, point, variables));
+        findings.extend(damaged.map(|finding| finding.guest(guest).point(point)));
         for identity in &stored.manifest.identity.disks {
             let Some(disk) = stored.manifest.stored(&identity.name) else { continue };
             let mut read = |bytes: u64| {
@@ -104,6 +107,22 @@ pub fn verify(
         }
     }
     Ok(findings)
+}
+
+/// What is wrong with a copy of the firmware's variables.
+fn verify_variables(
+    repository: &Repository,
+    guest: &GuestId,
+    point: &PointId,
+    stored: &StoredVariables,
+) -> Option<Finding> {
+    let damage = |kind, text| Some(Finding::new(Severity::Damage, kind, text).disk(&stored.name));
+    match repository.variables_digest(guest, point, &stored.name) {
+        Ok(digest) if digest == stored.digest => None,
+        Ok(_) => damage(Kind::VariablesDamaged, "The firmware's variables are not what was stored".to_owned()),
+        Err(error @ RepoError::File { .. }) => damage(Kind::FileMissing, sentence(&error)),
+        Err(error) => damage(Kind::Unchecked, sentence(&error)),
+    }
 }
 
 /// What a look into a guest's folder tells, before anything is read.

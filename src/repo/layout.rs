@@ -1,6 +1,7 @@
 //! Where things stand in a repository. Pure: names from ids, and back. Nothing else makes a name that is stored.
 //!
-//! `driftline.json` · `guests/<uuid>/<point>/manifest.json`, `<disk>.qcow2`, `<disk>.<generation>.digests`
+//! `driftline.json` · `guests/<uuid>/<point>/manifest.json`, `<disk>.qcow2`,
+//! `<disk>.<generation>.digests`, `<disk>.nvram`
 
 use crate::ids::DiskName;
 
@@ -25,6 +26,11 @@ const STEM: usize = 200;
 /// A disk's stored image.
 pub fn image(disk: &DiskName) -> String {
     format!("{}.qcow2", stem(disk))
+}
+
+/// The variables of a guest's firmware, by the name of their pflash drive.
+pub fn variables(disk: &DiskName) -> String {
+    format!("{}.nvram", stem(disk))
 }
 
 /// A disk's digest table of that generation.

@@ -192,6 +192,26 @@ pub struct Definition {
     /// QEMU's command line, with secrets taken out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_line: Option<Vec<String>>,
+    /// The variables of its firmware, as they were shortly before the instant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<StoredVariables>,
+    /// Keys of other versions.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// The variables of a machine's firmware (NVRAM): a copy of the file behind a pflash drive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredVariables {
+    /// The pflash drive.
+    pub name: DiskName,
+    /// The file, always the one that `layout` computes.
+    pub file: String,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// BLAKE3 of the file, in hex.
+    pub digest: String,
     /// Keys of other versions.
     #[serde(flatten)]
     pub other: Map<String, Value>,
@@ -319,6 +339,9 @@ impl Manifest {
         }
         if !(1..LIMIT).contains(&self.identity.sequence) {
             return refuse(format!("its sequence is {}", self.identity.sequence));
+        }
+        if let Some(stored) = self.definition.variables.iter().find(|v| v.file != layout::variables(&v.name)) {
+            return refuse(format!("the variables of {} name a file that is not their own", stored.name));
         }
         for (at, disk) in self.identity.disks.iter().enumerate() {
             let name = &disk.name;

@@ -1,9 +1,9 @@
 //! What a repository holds, as its manifests say: guests, points, chains. Reads only. A manifest that cannot be read is
 //! a finding and hides no other point.
 
-use std::{fs::File, path::PathBuf};
+use std::{fs::File, path::PathBuf, sync::atomic::AtomicBool};
 
-use super::{Manifest, RepoError, Repository, layout, store::Folder};
+use super::{Act, Manifest, RepoError, Repository, StoreError, layout, seal::file_digest, store::Folder};
 use crate::{
     chain::{
         finding::{Finding, Kind, Severity},
@@ -196,6 +196,19 @@ impl Repository {
         generation: u32,
     ) -> Result<File, RepoError> {
         self.stored_file(guest, point, &layout::table(disk, generation))
+    }
+
+    /// BLAKE3 of a committed copy of the firmware's variables, in hex.
+    pub(crate) fn variables_digest(
+        &self,
+        guest: &GuestId,
+        point: &PointId,
+        disk: &DiskName,
+    ) -> Result<String, RepoError> {
+        let name = layout::variables(disk);
+        let file = self.stored_file(guest, point, &name)?;
+        let digest = file_digest(file, &AtomicBool::new(false));
+        Ok(digest.map_err(|source| StoreError { act: Act::Read, path: name.into(), source })?.unwrap_or_default())
     }
 
     fn stored_file(&self, guest: &GuestId, point: &PointId, name: &str) -> Result<File, RepoError> {

@@ -11,6 +11,7 @@ use rustix::fs::FallocateFlags;
 
 use super::{
     Manifest, RepoError, Repository, StoredPoint, layout,
+    manifest::StoredVariables,
     read::{graph_of, namespace_of},
     seal::{self, SealedDisk},
     store::{Act, Folder},
@@ -93,6 +94,28 @@ impl PartialPoint {
         }
         // Not synced: after a power cut an unfinished image is discarded, whatever is in it.
         Ok(())
+    }
+
+    /// Stores the variables of the guest's firmware, and brings them to the disk.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn store_variables(&self, disk: &DiskName, bytes: &[u8]) -> Result<(), RepoError> {
+        self.repository.check_lease(&self.guest)?;
+        Ok(self.folder.prepare(&layout::variables(disk), bytes)?)
+    }
+
+    /// What was stored of the variables of that drive, as the manifest names it; None where nothing was.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn variables(&self, disk: &DiskName) -> Result<Option<StoredVariables>, RepoError> {
+        let name = layout::variables(disk);
+        let Some(file) = self.folder.open(&name, false)? else { return Ok(None) };
+        let failed = |source| self.folder.error(Act::Read, &name, source);
+        let bytes = file.metadata().map_err(failed)?.len();
+        let digest = seal::file_digest(file, &AtomicBool::new(false)).map_err(failed)?.unwrap_or_default();
+        Ok(Some(StoredVariables { name: disk.clone(), file: name, bytes, digest, other: serde_json::Map::new() }))
     }
 
     /// A disk's image, open for reading and writing: QEMU gets it by `add-fd` and needs no path to it.
@@ -208,9 +231,14 @@ impl PartialPoint {
 
     /// Images and tables must be what the manifest says of them.
     fn check_files(&self, manifest: &Manifest) -> Result<(), RepoError> {
+        let wrong = |name: &str, why: String| RepoError::File { path: self.folder.path().join(name), why };
+        for stored in &manifest.definition.variables {
+            if self.variables(&stored.name)?.is_none_or(|found| found.digest != stored.digest) {
+                return Err(wrong(&stored.file, "its digest is not the one in the manifest".into()));
+            }
+        }
         for disk in &manifest.identity.disks {
             let Some(stored) = manifest.stored(&disk.name) else { continue };
-            let wrong = |name: &str, why: String| RepoError::File { path: self.folder.path().join(name), why };
             let image = self.open(&stored.file, false)?;
             let bytes = image.metadata().map_err(|source| self.folder.error(Act::Read, &stored.file, source))?.len();
             if bytes != stored.bytes {

@@ -23,8 +23,10 @@ pub enum Ineligible {
     SharedWritable,
     /// QEMU decrypts it: it would be stored in plain text.
     Encrypted,
-    /// pflash: firmware and its variables.
+    /// pflash that the guest only reads: its firmware.
     Firmware,
+    /// pflash that the guest writes: the firmware's variables. Its file is stored beside the disks.
+    FirmwareVariables,
     /// A folder shown as a disk (vvfat).
     Synthetic,
 }
@@ -42,6 +44,7 @@ impl Ineligible {
             Self::SharedWritable => "SharedWritable",
             Self::Encrypted => "Encrypted",
             Self::Firmware => "Firmware",
+            Self::FirmwareVariables => "FirmwareVariables",
             Self::Synthetic => "Synthetic",
         }
     }
@@ -70,8 +73,10 @@ pub(super) fn refusal(
     below: &[&BlockNode],
     shared: bool,
 ) -> Option<Ineligible> {
-    if let Some(refusal) = by_type(kind) {
-        return Some(refusal);
+    match by_type(kind) {
+        Some(Ineligible::Firmware) if !top.ro => return Some(Ineligible::FirmwareVariables),
+        None => {}
+        refusal => return refusal,
     }
     if below.iter().any(|node| node.drv == "host_cdrom") {
         return Some(Ineligible::Cdrom);

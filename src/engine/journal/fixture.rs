@@ -54,5 +54,7 @@ pub(in crate::engine) fn fixture() -> Record {
         guest_was_well: true,
         disks: vec![disk("disk0", 1, false), disk("disk1", 2, true)],
         block_graph: serde_json::Value::Null,
+        command_line: None,
+        variables: Vec::new(),
     }
 }

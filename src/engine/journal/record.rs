@@ -42,6 +42,22 @@ pub struct Record {
     /// The block graph as it was resolved, for the manifest.
     #[serde(default)]
     pub block_graph: serde_json::Value,
+    /// QEMU's command line without its secrets, for the manifest. None where the process is not seen.
+    #[serde(default)]
+    pub command_line: Option<Vec<String>>,
+    /// The firmware's variables, which are stored beside the disks.
+    #[serde(default)]
+    pub variables: Vec<RecordVariables>,
+}
+
+/// The variables of a guest's firmware: a small file of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RecordVariables {
+    /// The pflash drive.
+    pub disk: DiskName,
+    /// The file, by the name that QEMU has it open under.
+    pub file: PathBuf,
 }
 
 /// The states of an attempt. `committed` has none: the manifest is the commit.

@@ -1,7 +1,7 @@
 //! From the request to the instant: look at guest and repository, tidy up what others left, write down the intent,
 //! make targets, send the transaction.
 
-use std::{collections::BTreeSet, os::fd::AsFd, sync::Arc};
+use std::{collections::BTreeSet, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 
@@ -9,8 +9,9 @@ use super::{Done, EngineError, Halt, Run};
 use crate::{
     engine::{
         choose::choose,
-        graph::{DiskFacts, GuestFacts, PowerState, inspect},
-        journal::{Record, RecordDisk, State},
+        definition,
+        graph::{DiskFacts, GuestFacts, Ineligible, PowerState, inspect},
+        journal::{Record, RecordDisk, RecordVariables, State},
         orphans,
         plan::{self, Step},
         progress::Phase,
@@ -19,7 +20,7 @@ use crate::{
     },
     ids::{AttemptId, BitmapName, LineageId, PointId},
     qmp::{
-        Client,
+        Client, Process,
         command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, Transaction},
     },
     repo::{PartialPoint, RepoError, Repository, Scan, Space},
@@ -28,6 +29,11 @@ use crate::{
 /// Milliseconds after which a folder without a manifest that no journal of this host knows is nobody's any more. Until
 /// then it may be a finished copy of another host's agent, which commits it when it is back.
 const ABANDONED_MS: u64 = 7 * 24 * 3600 * 1000;
+
+/// How long reading QEMU's command line or a small file of it may take.
+const READING: Duration = Duration::from_secs(2);
+/// Bytes of the largest file of firmware variables that is stored: that of QEMU's `virt` machines for Arm is padded to it.
+const LARGEST_VARIABLES: u64 = 64 << 20;
 
 impl Run<'_> {
     /// Everything up to the first state of the journal. Nothing is left behind when it fails.
@@ -87,6 +93,8 @@ impl Run<'_> {
             guest_was_well: guest.power_state != PowerState::IoError,
             disks,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
+            command_line: command_line(client.process()).await,
+            variables: variables(&guest.disks),
         };
         self.check()?;
         self.save(&record).await?;
@@ -216,6 +224,14 @@ impl Run<'_> {
                     let partial = self.partial(record, &mut partial).await?;
                     self.repository(record, "disk", move |_| partial.create_disk(&disk, virtual_size, bound)).await?;
                 }
+                Step::StoreVariables { disk, file } => {
+                    let Some(bytes) = read_variables(record.process.as_ref(), file).await else {
+                        tracing::warn!(%disk, "The firmware's variables cannot be read, and are not stored");
+                        continue;
+                    };
+                    let partial = self.partial(record, &mut partial).await?;
+                    self.repository(record, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
+                }
                 Step::OpenTarget { disk, node, opaque } => {
                     let partial = self.partial(record, &mut partial).await?;
                     let name = disk.clone();
@@ -276,6 +292,33 @@ impl Run<'_> {
             .await?;
         Ok(Arc::new(found.ok_or_else(|| EngineError::CopyGone { point: record.point.to_string() })?))
     }
+}
+
+/// QEMU's command line, without its secrets.
+async fn command_line(process: Option<&Process>) -> Option<Vec<String>> {
+    let line = read(process, Process::command_line).await?;
+    Some(definition::without_secrets(&line))
+}
+
+/// The drives whose files hold the firmware's variables.
+fn variables(disks: &[DiskFacts]) -> Vec<RecordVariables> {
+    let firmware = disks.iter().filter(|disk| disk.ineligible == Some(Ineligible::FirmwareVariables));
+    firmware.map(|disk| RecordVariables { disk: disk.name.clone(), file: disk.file.clone().into() }).collect()
+}
+
+async fn read_variables(process: Option<&Process>, file: PathBuf) -> Option<Vec<u8>> {
+    read(process, move |process| process.read_open_file(&file, LARGEST_VARIABLES)).await
+}
+
+/// Reads something of QEMU's process. One that hangs in the kernel can hold its reader too, and so can its files: a backup
+/// does not wait for that.
+async fn read<T: Send + 'static>(
+    process: Option<&Process>,
+    what: impl FnOnce(&Process) -> Option<T> + Send + 'static,
+) -> Option<T> {
+    let process = process?.clone();
+    let read = tokio::task::spawn_blocking(move || what(&process));
+    tokio::time::timeout(READING, read).await.ok()?.ok()?
 }
 
 fn top_of(guest: &GuestFacts, node: &str) -> String {

@@ -17,7 +17,7 @@ use crate::{
         Manifest, PartialPoint, SealedDisk,
         manifest::{
             Consistency, Definition, DiskIdentity, FORMAT, GuestIdentity, Identity, PointType, PolicyIdentity, Storage,
-            StoredDisk, Versions,
+            StoredDisk, StoredVariables, Versions,
         },
     },
     retry::Retry,
@@ -73,11 +73,16 @@ impl Run<'_> {
             }
             sealed.push(found);
         }
+        let mut variables = Vec::new();
+        for drive in &record.variables {
+            let (partial, disk) = (Arc::clone(&partial), drive.disk.clone());
+            variables.extend(self.repository(record, "seal", move |_| partial.variables(&disk)).await?);
+        }
         let (record_there, engine) = (record.clone(), Arc::clone(&self.engine));
         self.repository(record, "commit", move |repository| {
             repository.check_still_there(&engine.settings.roots)?;
             let sequence = repository.next_sequence(&record_there.request.guest.uuid)?;
-            partial.commit(&manifest(&record_there, sequence, &sealed))
+            partial.commit(&manifest(&record_there, sequence, &sealed, variables))
         })
         .await?;
         Ok(())
@@ -103,7 +108,7 @@ impl Run<'_> {
 }
 
 /// The manifest of an attempt whose disks are sealed.
-fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk]) -> Manifest {
+fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Vec<StoredVariables>) -> Manifest {
     let request = &record.request;
     let other = serde_json::Map::new;
     let pairs = || record.disks.iter().zip(sealed);
@@ -159,7 +164,12 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk]) -> Manifest {
                 .collect(),
             other: other(),
         },
-        definition: Definition { block_graph: Some(record.block_graph.clone()), command_line: None, other: other() },
+        definition: Definition {
+            block_graph: Some(record.block_graph.clone()),
+            command_line: record.command_line.clone(),
+            variables,
+            other: other(),
+        },
         versions: Versions {
             driftline: env!("CARGO_PKG_VERSION").to_owned(),
             qemu: record.qemu.clone(),
