@@ -79,7 +79,7 @@ pub struct Patience {
     pub silent_unseen: Duration,
     /// For jobs to end after a cancel.
     pub undo: Duration,
-    /// For QEMU to answer after the commit.
+    /// For QEMU to answer after the commit: long enough for one reply that never comes, and the question again.
     pub clean_up: Duration,
     /// For the repository to take a finished copy.
     pub commit: Duration,
@@ -94,7 +94,7 @@ impl Default for Patience {
             silent_start: Duration::from_secs(30),
             silent_unseen: Duration::from_secs(600),
             undo: Duration::from_secs(60),
-            clean_up: Duration::from_secs(30),
+            clean_up: Duration::from_secs(90),
             commit: Duration::from_secs(600),
             commit_pause: Duration::from_secs(5),
         }

@@ -3,6 +3,7 @@
 
 mod definition;
 mod host;
+mod replies;
 mod storage;
 
 use std::{
@@ -277,31 +278,4 @@ async fn qemu_killed_after_copied_does_not_hinder_the_commit() {
     assert_complete(&state);
     host.assert_equal(&machine, &state, &reference);
     host.assert_tidy(&machine);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn replies_cut_or_dropped_around_the_transaction_start_it_once() {
-    for (command, action) in [
-        ("transaction", Action::CutReply),
-        ("transaction", Action::CutBefore),
-        ("blockdev-add", Action::CutReply),
-        ("add-fd", Action::CutBefore),
-        ("query-jobs", Action::CutReply),
-        ("blockdev-del", Action::CutReply),
-        ("job-dismiss", Action::CutReply),
-    ] {
-        let host = Host::new();
-        let machine = Plan::new().disk(Disk::qcow2("disk0", 2 * MIB)).disk(Disk::raw("disk1", MIB + 512)).start();
-        let proxy = Proxy::start(&machine);
-        machine.write("disk0", 7, 0, MIB);
-        let reference = Reference::take(&machine);
-        proxy.on(command, 1, action);
-        let state = Going::start(&host.engine(), proxy.qmp(), &host.request(&machine, "run-1", 0)).end().await;
-        assert_complete(&state);
-        assert_eq!((proxy.count("transaction"), proxy.state().fired), (1, 1), "{command} {action:?}");
-        host.assert_equal(&machine, &state, &reference);
-        host.assert_tidy(&machine);
-        assert_clean(&machine);
-        assert_eq!(bitmaps(&machine).len(), 4, "{command} {action:?}");
-    }
 }

@@ -170,6 +170,10 @@ impl Going {
     }
 
     pub(super) async fn end(self) -> RunState {
-        tokio::time::timeout(Duration::from_secs(60), self.task).await.expect("the run ends in time").unwrap()
+        self.end_within(Duration::from_secs(60)).await
+    }
+
+    pub(super) async fn end_within(self, time: Duration) -> RunState {
+        tokio::time::timeout(time, self.task).await.expect("the run ends in time").unwrap()
     }
 }
