@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-/// The schema's pattern for a duration.
-pub const PATTERN: &str = "^([1-9][0-9]{0,5}[smhd]){1,4}$";
+/// The schema's rule for a duration. Not a pattern: what a pattern refuses, the server tells by the pattern alone.
+pub const RULE: &str = "self.matches('^([1-9][0-9]{0,5}[smhd]){1,4}$')";
+/// What the server says where the rule does not hold.
+pub const RULE_SAYS: &str = "is not a duration: write whole numbers with s, m, h or d, such as 90s, 6h or 7d";
 
 /// A text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,7 +18,7 @@ pub struct ParseDurationError {
 /// Reads a duration.
 ///
 /// # Errors
-/// When the text is not what [`PATTERN`] says.
+/// When the text is not what [`RULE`] says.
 pub fn parse(text: &str) -> Result<Duration, ParseDurationError> {
     let refuse = || ParseDurationError { text: text.to_owned() };
     let (mut total, mut number) = (0u64, String::new());

@@ -3,8 +3,12 @@
 //! Own code after apimachinery's rules (`resource.ParseQuantity`): decimal and binary suffixes, decimal exponents,
 //! fractions rounded up to the next whole unit. Arithmetic is in i128, so that no accepted text overflows.
 
-/// The schema's pattern for an amount of bytes; negative and sub-unit suffixes are no amounts of bytes.
-pub const PATTERN: &str = "^[0-9]{1,15}(\\.[0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$";
+/// The schema's rule for an amount of bytes; negative and sub-unit suffixes are no amounts of bytes. Not a pattern: what a
+/// pattern refuses, the server tells by the pattern alone.
+pub const RULE: &str = "self.matches('^[0-9]{1,15}([.][0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')";
+/// What the server says where the rule does not hold.
+pub const RULE_SAYS: &str =
+    "is not an amount: write a number with k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or nothing, such as 100Mi";
 
 /// A text that is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

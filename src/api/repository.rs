@@ -85,8 +85,11 @@ pub struct BackupRepositorySpec {
     /// How often every agent looks whether the folder is still there, still this repository and writable, and how
     /// often the list of restore points is read anew. Default `5m`, at least 10s. Example: `1h`.
     #[serde(default = "default_validation_frequency")]
-    #[schemars(regex(pattern = r"^([1-9][0-9]{0,5}[smhd]){1,4}$"), length(max = 28))]
-    #[x_kube(validation = Rule::new("duration(self.replace('d', 'h')) >= duration('10s')").message("validationFrequency must be 10s or more, such as 5m"))]
+    #[schemars(length(max = 28))]
+    #[x_kube(
+        validation = Rule::new(crate::api::duration::RULE).message(crate::api::duration::RULE_SAYS),
+        validation = Rule::new(format!("!({}) || duration(self.replace('d', 'h')) >= duration('10s')", crate::api::duration::RULE)).message("validationFrequency must be 10s or more, such as 5m")
+    )]
     pub validation_frequency: String,
 }
 
@@ -99,14 +102,16 @@ fn default_validation_frequency() -> String {
 #[serde(rename_all = "camelCase")]
 pub struct Filesystem {
     /// The folder's absolute path on the hosts. Example: `/srv/backup/team-a`.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/[^/]"))]
+    #[schemars(length(min = 2, max = 1024))]
     #[x_kube(
+        validation = Rule::new("self.startsWith('/')").message("path must be absolute, such as /srv/backup/team-a"),
         validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("path must not contain . or .. components: write the folder's real path"),
         validation = Rule::new("!self.endsWith('/') && !self.contains('//')").message("path must be plain: no // and no / at its end")
     )]
     pub path: String,
     /// The one node that has the folder. Without it the folder must be one that every agent sees, such as a mount of
-    /// the same network file system at the same path.
+    /// the same network file system at the same path; such a repository shows and restores its points, and a backup to
+    /// it is refused (`TargetUnsafe`), because a file system that hangs would stop the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub node_name: Option<String>,
@@ -128,11 +133,11 @@ pub enum AccessMode {
 pub struct UsagePolicy {
     /// Namespaces whose runs may use the repository, besides its own. `"*"` stands for all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 256),
-        inner(length(min = 1, max = 63), regex(pattern = r"^(\*|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$"))
+    #[schemars(length(max = 256), inner(length(min = 1, max = 63)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new("self.all(n, n == '*' || n.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$'))").message("allowedNamespaces takes names of namespaces, such as team-a, or \"*\" for all of them")
     )]
-    #[x_kube(merge_strategy = ListMerge::Set)]
     pub allowed_namespaces: Vec<String>,
 }
 
@@ -238,17 +243,27 @@ mod tests {
 
     #[test]
     fn a_path_that_climbs_or_is_not_plain_is_refused() {
-        for path in ["/srv/../etc", "/srv/./x", "/srv/..", "/srv//x", "/srv/"] {
+        for path in ["srv/backup", "//srv", "/srv/../etc", "/srv/./x", "/srv/..", "/srv//x", "/srv/"] {
             assert!(repository(path).validate_cel().is_err(), "{path}");
         }
     }
 
     #[test]
     fn a_validation_every_second_is_refused() {
-        for (frequency, good) in [("9s", false), ("10s", true), ("1m", true), ("1d", true)] {
+        for (frequency, good) in [("9s", false), ("often", false), ("10s", true), ("1m", true), ("1d", true)] {
             let mut object = repository("/srv/x");
             object.spec.validation_frequency = frequency.to_owned();
             assert_eq!(object.validate_cel().is_ok(), good, "{frequency}");
+        }
+    }
+
+    #[test]
+    fn namespaces_are_names_or_a_star() {
+        for (names, good) in [(["a", "team-b"], true), (["a", "*"], true), (["a", "Team"], false), (["a", "b*"], false)]
+        {
+            let mut object = repository("/srv/x");
+            object.spec.usage_policy = Some(UsagePolicy { allowed_namespaces: names.map(str::to_owned).to_vec() });
+            assert_eq!(object.validate_cel().is_ok(), good, "{names:?}");
         }
     }
 

@@ -152,8 +152,9 @@ pub struct TargetDisk {
     pub name: String,
     /// The new image's absolute path on the node, beneath one of the `restoreRoots` that the host's own configuration
     /// gives to this namespace. Example: `/var/lib/machines/team-a/db-1.qcow2`.
-    #[schemars(length(min = 2, max = 1024), regex(pattern = r"^/[^/]"))]
+    #[schemars(length(min = 2, max = 1024))]
     #[x_kube(
+        validation = Rule::new("self.startsWith('/')").message("path must be absolute, such as /var/lib/machines/team-a/db-1.qcow2"),
         validation = Rule::new("!self.split('/').exists(p, p == '..' || p == '.')").message("path must not contain . or .. components: write the file's real path"),
         validation = Rule::new("!self.endsWith('/') && !self.contains('//')").message("path must name a file: no // and no / at its end")
     )]
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_path_that_climbs_or_names_no_file_is_refused() {
-        for path in ["/x/../y", "/x/./y", "/x/", "/x//y"] {
+        for path in ["x", "//x", "/x/../y", "/x/./y", "/x/", "/x//y"] {
             assert!(restore(&[("a", path)]).validate_cel().is_err(), "{path}");
         }
     }

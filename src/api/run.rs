@@ -101,12 +101,14 @@ pub struct BackupRunSpec {
     /// How long the run may take from its creation, waiting included; then it is cancelled and has failed. Default
     /// `24h`. Example: `6h`.
     #[serde(default = "default_active_deadline")]
-    #[schemars(regex(pattern = r"^([1-9][0-9]{0,5}[smhd]){1,4}$"), length(max = 28))]
+    #[schemars(length(max = 28))]
+    #[x_kube(validation = Rule::new(crate::api::duration::RULE).message(crate::api::duration::RULE_SAYS))]
     pub active_deadline: String,
     /// How long this object stays after the run has ended; then it is deleted. Its restore point stays. Without it the
     /// object stays until somebody deletes it. Example: `7d`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^([1-9][0-9]{0,5}[smhd]){1,4}$"), length(max = 28))]
+    #[schemars(length(max = 28))]
+    #[x_kube(validation = Rule::new(crate::api::duration::RULE).message(crate::api::duration::RULE_SAYS))]
     pub ttl_after_finished: Option<String>,
 }
 
@@ -181,7 +183,8 @@ pub struct DiskSelection {
 pub struct Transfer {
     /// The most bytes per second that each disk's job copies. Without it: as fast as possible. Example: `100Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^[0-9]{1,15}(\.[0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"), length(max = 28))]
+    #[schemars(length(max = 28))]
+    #[x_kube(validation = Rule::new(crate::api::quantity::RULE).message(crate::api::quantity::RULE_SAYS))]
     pub bandwidth: Option<String>,
 }
 
@@ -379,6 +382,24 @@ mod tests {
         object.validate_cel().unwrap();
         object.spec.disks = Some(DiskSelection { include: vec![a.clone(), b], exclude: vec![a] });
         assert!(object.validate_cel().is_err());
+    }
+
+    #[test]
+    fn durations_and_rates_are_refused_with_what_to_write() {
+        let changes: [(Change, &str); 3] = [
+            (("activeDeadline", |s| s.active_deadline = "soon".to_owned()), "such as 90s, 6h or 7d"),
+            (("ttlAfterFinished", |s| s.ttl_after_finished = Some("1w".to_owned())), "such as 90s, 6h or 7d"),
+            (("bandwidth", |s| s.transfer = Some(Transfer { bandwidth: Some("-1Mi".to_owned()) })), "such as 100Mi"),
+        ];
+        for ((field, change), says) in changes {
+            let mut object = run();
+            change(&mut object.spec);
+            let refusal = format!("{:?}", object.validate_cel().unwrap_err());
+            assert!(refusal.contains(says), "{field}: {refusal}");
+        }
+        let mut object = run();
+        object.spec.transfer = Some(Transfer { bandwidth: Some("1.5Gi".to_owned()) });
+        object.validate_cel().unwrap();
     }
 
     #[test]

@@ -84,19 +84,26 @@ fn what_can_be_known_to_be_wrong_is_refused_with_what_to_write() {
     let namespace = plane().namespace("refused");
     for (object, why) in [
         (repository("{path: /srv/../etc}"), "path must not contain . or .. components"),
-        (repository("{path: srv/backup}"), "spec.filesystem.path in body should match"),
+        (repository("{path: srv/backup}"), "path must be absolute, such as /srv/backup/team-a"),
         (repository("{path: /srv/backup/}"), "path must be plain"),
         (repository("{}"), "spec.filesystem.path: Required value"),
         (repository("{path: /srv/backup}, accessMode: Sometimes"), "spec.accessMode: Unsupported value"),
         (repository("{path: /srv/backup}, validationFrequency: 1s"), "validationFrequency must be 10s or more"),
-        (repository("{path: /srv/backup}, validationFrequency: often"), "validationFrequency in body should match"),
+        (
+            repository("{path: /srv/backup}, validationFrequency: often"),
+            "is not a duration: write whole numbers with s, m, h or d",
+        ),
+        (
+            repository("{path: /srv/backup}, usagePolicy: {allowedNamespaces: [Team]}"),
+            "allowedNamespaces takes names of namespaces",
+        ),
         (run(", type: Sideways"), "spec.type: Unsupported value"),
         (run(", disks: {include: [a], exclude: [a]}"), "a disk stands in include and in exclude"),
         (run(", backoffLimit: -1"), "should be greater than or equal to 0"),
-        (run(", activeDeadline: soon"), "spec.activeDeadline in body should match"),
-        (run(", transfer: {bandwidth: fast}"), "spec.transfer.bandwidth"),
+        (run(", activeDeadline: soon"), "is not a duration: write whole numbers with s, m, h or d"),
+        (run(", transfer: {bandwidth: fast}"), "is not an amount: write a number with k, M, G"),
         (restore("/srv/a/../b", ""), "path must not contain . or .. components"),
-        (restore("b.raw", ""), "path in body should match"),
+        (restore("b.raw", ""), "path must be absolute, such as /var/lib"),
         (restore("/srv/a", ", {name: e, path: /srv/a}"), "two disks have the same path"),
         (restore("/srv/a", ", {name: d, path: /srv/b}"), "Duplicate value"),
     ] {
