@@ -26,6 +26,7 @@ use crate::{
     shutdown,
 };
 
+pub mod advice;
 pub mod agents;
 pub mod catalogue;
 pub mod context;

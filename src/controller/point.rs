@@ -198,6 +198,13 @@ pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shel
                 context.points.wake(&name.0, &name.1);
                 continue;
             }
+            // Its repository has an object of another name now. What the old one says cannot be changed, only made anew.
+            Some(there) if is_ours(&there, &shelf.repository_id) && there.spec.point_id == point.id => {
+                if let Err(error) = write::delete(context, &there).await {
+                    tracing::warn!("{}", sentence(&error));
+                    continue;
+                }
+            }
             Some(_) => {
                 let note = format!(
                     "RestorePoint {}/{} was not made by the controller: delete it, and the point is shown.",
@@ -221,12 +228,7 @@ pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shel
             write::event(context, repository, EventType::Warning, reason, "ShowPoint", &note).await;
         }
     }
-    let ours = |p: &RestorePoint| {
-        let labels = p.labels();
-        labels.get(words::LABEL_REPOSITORY_ID) == Some(&shelf.repository_id)
-            && labels.get(words::LABEL_MANAGED_BY).is_some_and(|m| m == words::MANAGED_BY)
-    };
-    for object in context.points.find(ours) {
+    for object in context.points.find(|object| is_ours(object, &shelf.repository_id)) {
         let name = (object.namespace().unwrap_or_default(), object.name_any());
         let moved = ids.get(object.spec.point_id.as_str()).is_some_and(|now| **now != name && now.1 == name.1);
         if moved && let Err(error) = write::delete(context, &object).await {
@@ -236,6 +238,13 @@ pub async fn show(context: &Context, repository: &BackupRepository, shelf: &Shel
             context.points.wake(&name.0, &name.1);
         }
     }
+}
+
+/// Whether the controller made the object, for the repository of this id.
+fn is_ours(object: &RestorePoint, repository_id: &str) -> bool {
+    let labels = object.labels();
+    labels.get(words::LABEL_REPOSITORY_ID).is_some_and(|id| id == repository_id)
+        && labels.get(words::LABEL_MANAGED_BY).is_some_and(|by| by == words::MANAGED_BY)
 }
 
 fn spec(repository: &BackupRepository, (namespace, _): &PointName, point: &v1::Point) -> RestorePointSpec {

@@ -127,7 +127,10 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
         write::status(&context, &mut repository, &status, "Validate").await?;
         repository.status = Some(status);
         if let Some(after) = rest {
-            if let Some(shelf) = context.catalogue.shelf(&uid) {
+            // An older object of the same repository shows its points.
+            if world.owner.is_none()
+                && let Some(shelf) = context.catalogue.shelf(&uid)
+            {
                 point::show(&context, &repository, &shelf).await;
             }
             wake_waiting(&context, &repository);

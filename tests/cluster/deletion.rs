@@ -81,6 +81,33 @@ fn a_deleted_restore_point_comes_back_and_its_data_was_never_gone() {
 }
 
 #[test]
+fn points_follow_a_repository_whose_object_gets_another_name() {
+    let installation = Installation::shared();
+    let _quiet = installation.quiet.read();
+    let tenant = installation.tenant();
+    let _machine = guest(&tenant, 1);
+    tenant.back_up("run", "g", "local");
+    tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
+    let point = tenant.point_of("run");
+    let object = format!("restorepoints.driftline.dev/{point}");
+    tenant.wait_for(&object, "Available", SOON);
+    tenant.kubectl(["delete", "backuprepositories.driftline.dev", "local", "--timeout=30s"]).ok();
+    let path = tenant.repository_folder(NODE, "local");
+    tenant.create("BackupRepository", "other", json!({ "filesystem": { "path": path, "nodeName": NODE } })).ok();
+    tenant.wait_for("backuprepositories.driftline.dev/other", "Ready", SOON);
+    wait_for("the point names the new object", SOON, || {
+        let answer = tenant.kubectl(["get", &object, "-o", "jsonpath={.spec.repositoryRef.name}"]);
+        (answer.succeeded() && answer.ok() == "other").then_some(())
+    });
+    tenant.wait_for(&object, "Available", SOON);
+    let files = tenant.restore("back", &point, NODE, &["disk0"], "Raw");
+    tenant.wait_for("restoreruns.driftline.dev/back", "Complete", SOON);
+    assert_eq!(fs::metadata(&files[0]).unwrap().len(), 2 * MIB);
+    let events = tenant.kubectl(["events", "--for", "backuprepository.driftline.dev/other"]).ok();
+    assert!(!events.contains("ForeignObject"), "{events}");
+}
+
+#[test]
 fn a_deleted_namespace_takes_no_data_with_it_and_is_not_held_up() {
     let installation = Installation::shared();
     let _quiet = installation.quiet.read();

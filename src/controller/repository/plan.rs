@@ -8,7 +8,12 @@ use std::{
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{api::words::Reason, controller::since, ids::RepositoryId, rpc::v1};
+use crate::{
+    api::words::Reason,
+    controller::{advice::with_way_out, since},
+    ids::RepositoryId,
+    rpc::v1,
+};
 
 /// How soon to look again at what is not as it should be.
 pub(super) const SOON: Duration = Duration::from_secs(20);
@@ -26,7 +31,7 @@ impl Answer {
     pub(super) fn problem(&self) -> Option<(String, String)> {
         match self {
             Answer::Said(v1::RepositoryResponse { problem: Some(p), .. }) => {
-                Some((p.reason.clone(), p.message.clone()))
+                Some((p.reason.clone(), with_way_out(&p.reason, &p.message)))
             }
             Answer::Said(_) => None,
             Answer::Silent(reason, message) => Some((reason.clone(), message.clone())),

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub use crate::controller::run::plan::Blocker;
 use crate::{
     api::words::Reason,
-    controller::{run::plan::AGENT_LOST_AFTER, since},
+    controller::{advice::with_way_out, run::plan::AGENT_LOST_AFTER, since},
     rpc::v1,
 };
 
@@ -134,7 +134,7 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
             v1::RestorePhase::Complete => Plan::Complete,
             v1::RestorePhase::Failed => {
                 let reason = if state.reason.is_empty() { Reason::RestoreFailed.as_str() } else { &state.reason };
-                Plan::Fail { reason: reason.to_owned(), message: state.message.clone() }
+                Plan::Fail { reason: reason.to_owned(), message: with_way_out(reason, &state.message) }
             }
             v1::RestorePhase::Cancelled => {
                 fail(Reason::Cancelled, "The restore was cancelled; what it wrote is removed.")

@@ -97,9 +97,18 @@ fn check_disks(run: &BackupRun, guest: &v1::Guest) -> Result<(), Blocker> {
     if chosen.iter().any(|d| d.eligible) {
         return Ok(());
     }
-    let why: Vec<_> = chosen.iter().map(|d| format!("{} ({})", d.name, d.ineligible_reason)).collect();
-    let why = if why.is_empty() { "there is none".to_owned() } else { why.join(", ") };
+    let why: Vec<_> = guest.disks.iter().map(|d| format!("{} ({})", d.name, why_not(d, &wanted.exclude))).collect();
+    let why = if why.is_empty() { "it has none".to_owned() } else { why.join(", ") };
     Err(Blocker::stays(Reason::NoEligibleDisk, format!("Guest {} has no disk to back up: {why}.", guest.name)))
+}
+
+/// Why a disk is none of a run that has no disk.
+fn why_not<'a>(disk: &'a v1::Disk, exclude: &[String]) -> &'a str {
+    match (disk.eligible, exclude.contains(&disk.name)) {
+        (false, _) => &disk.ineligible_reason,
+        (true, true) => "left out by disks.exclude",
+        (true, false) => "not named by disks.include",
+    }
 }
 
 fn check_repository(

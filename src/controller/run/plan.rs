@@ -6,7 +6,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::{api::words::Reason, controller::since, rpc::v1};
+use crate::{
+    api::words::Reason,
+    controller::{advice::with_way_out, since},
+    rpc::v1,
+};
 
 /// How long something that a person has to mend may be missing before the run fails: what was applied together need
 /// not arrive in order.
@@ -297,11 +301,8 @@ fn lost_for_good(started: &Started) -> Plan {
 
 fn failed(world: &World, state: &v1::RunState) -> Plan {
     let reason = if state.reason.is_empty() { Reason::BackupFailed.as_str() } else { &state.reason };
-    if state.retriable {
-        again(world, reason, &state.message)
-    } else {
-        Plan::Fail { reason: reason.to_owned(), message: state.message.clone() }
-    }
+    let message = with_way_out(reason, &state.message);
+    if state.retriable { again(world, reason, &message) } else { Plan::Fail { reason: reason.to_owned(), message } }
 }
 
 /// A try failed for something that may pass.
