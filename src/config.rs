@@ -188,7 +188,11 @@ impl GuestFile {
     }
 }
 
-fn read(path: &Path) -> Result<String, ConfigError> {
+/// The text of a regular file of at most 64 KiB.
+///
+/// # Errors
+/// When it is none, or cannot be read.
+pub fn read(path: &Path) -> Result<String, ConfigError> {
     let failed = |source| ConfigError::Read { path: path.to_owned(), source };
     let meta = fs::metadata(path).map_err(failed)?;
     // A FIFO would block for ever and a device would never end.

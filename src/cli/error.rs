@@ -19,15 +19,6 @@ pub enum CliError {
     /// The host's own files.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The user of the host's configuration.
-    #[error("User {user:?} of the host's configuration cannot own the repository's files")]
-    User {
-        /// The user.
-        user: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
     /// No connection to the machine.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -133,7 +124,6 @@ impl CliError {
     pub fn reason(&self) -> &str {
         match self {
             Self::Config(error) => error.reason(),
-            Self::User { .. } => "HostUserUnusable",
             Self::Connect(error) => error.reason(),
             Self::Repository(error) => error.reason(),
             Self::Engine(error) => error.reason(),
@@ -169,6 +159,8 @@ impl CliError {
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Interrupted { .. } => Exit::Interrupted,
+            // Known only once the machine was looked at, but a wrong word all the same.
+            Self::Run { reason, .. } if reason == "DiskNotFound" => Exit::Usage,
             Self::NoSuchGuest { .. }
             | Self::AmbiguousGuest { .. }
             | Self::NoSuchPoint { .. }
@@ -200,6 +192,10 @@ fn way_out(reason: &str) -> Option<&'static str> {
             "mount the repository's file system, or name an existing empty folder to begin a new one"
         }
         "FolderMissing" => "make the folder first",
+        "PathUnusable" => "name a folder that is there and that you may use, or make it first",
+        "DiskNotFound" => "`driftline guests` lists a machine's disks, `driftline points show ID` those of a point",
+        "DiskIneligible" => "leave that disk out: `driftline guests` says why it cannot be backed up",
+        "NoEligibleDisk" => "`driftline guests` says of each disk why it cannot be backed up",
         "RepositoryNotEmpty" => "name the repository's own folder, or an empty one to begin a new repository",
         "RepositoryTooNew" => "use the version of driftline that wrote it, or a newer one",
         "OutsideRoots" => "name a folder beneath the host's roots, or change /etc/driftline/host.toml",
@@ -217,7 +213,6 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "DigestMismatch" => "`driftline verify` tells what is damaged; restore another point",
         "MonitorClosed" | "NotQMP" => "look whether it is the machine's QMP socket, and not its human monitor",
         "TargetExists" => "name another file, or give --overwrite Always",
-        "HostUserUnusable" => "make that user, or change `user` in the host's configuration",
         "GuestAmbiguous" => "give the guest's UUID with --guest",
         "PointNotFound" => "`driftline points --repository DIR` lists what there is",
         "LockUnavailable" | "JournalUnwritable" => {

@@ -10,7 +10,7 @@ use std::{
 use super::{CliError, blocking};
 use crate::{
     clock,
-    config::{GuestFile, HostConfig},
+    config::{self, GuestFile, HostConfig},
     engine::{Engine, Settings},
     ids::RepositoryId,
     qmp::{Address, Monitor},
@@ -32,7 +32,7 @@ impl Host {
         let named = std::env::var_os(crate::config::PATH_VARIABLE).is_some();
         let configured = named || path.exists();
         let config = if configured { HostConfig::load(&path)? } else { HostConfig::default() };
-        let owner = config.user.as_deref().map(owner).transpose()?;
+        let owner = config.owner(&path)?.map(|(uid, gid)| FileOwner { uid, gid });
         Ok(Self { config, configured, tool: QemuImg::new("qemu-img", owner) })
     }
 
@@ -88,8 +88,13 @@ impl Host {
     pub(super) fn guest_file(&self, socket: &Path) -> Result<Option<GuestFile>, CliError> {
         let wanted = socket.canonicalize().unwrap_or_else(|_| socket.to_owned());
         for path in guest_files(&self.config.guests)? {
-            // A wrong file of another machine is not this command's business.
-            let Ok(file) = GuestFile::load(&path) else { continue };
+            let file = match GuestFile::load(&path) {
+                Ok(file) => file,
+                // Its machine would be backed up under another name and namespace than the file means.
+                Err(error) if mentions(&path, socket) || mentions(&path, &wanted) => return Err(error.into()),
+                // A wrong file of another machine is not this command's business.
+                Err(_) => continue,
+            };
             if file.qmp.canonicalize().unwrap_or_else(|_| file.qmp.clone()) == wanted {
                 return Ok(Some(file));
             }
@@ -120,16 +125,9 @@ pub(super) fn guest_files(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     Ok(files)
 }
 
-/// The user of the host's configuration, by the host's own file of users.
-fn owner(user: &str) -> Result<FileOwner, CliError> {
-    let wrong = |source| CliError::User { user: user.to_owned(), source };
-    let users = std::fs::read_to_string("/etc/passwd").map_err(wrong)?;
-    let numbers = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let (name, _password, uid, gid) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        (name == user).then(|| Some(FileOwner { uid: uid.parse().ok()?, gid: gid.parse().ok()? }))?
-    });
-    numbers.ok_or_else(|| wrong(io::Error::new(io::ErrorKind::NotFound, "there is no such user in /etc/passwd")))
+/// Whether a file that cannot be used names the socket all the same.
+fn mentions(file: &Path, socket: &Path) -> bool {
+    socket.to_str().is_some_and(|socket| config::read(file).is_ok_and(|text| text.contains(socket)))
 }
 
 /// The monitor at a socket.
@@ -170,8 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_user_that_this_host_does_not_have_is_refused_by_name() {
-        assert_eq!(owner("root").unwrap(), FileOwner { uid: 0, gid: 0 });
-        assert!(owner("no-such-user").unwrap_err().to_string().contains("no-such-user"));
+    fn a_wrong_file_is_that_of_the_machine_whose_socket_it_names() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.toml"), "name = \"a\"\nnamespace = \"Team\"\nqmp = \"/run/a.qmp\"\n")
+            .unwrap();
+        let mut host = host(true);
+        host.config.guests = folder.path().to_owned();
+        let refused = host.guest_file(Path::new("/run/a.qmp")).unwrap_err().to_string();
+        assert!(refused.contains("a.toml"), "{refused}");
+        assert_eq!(host.guest_file(Path::new("/run/b.qmp")).unwrap(), None);
     }
 }
