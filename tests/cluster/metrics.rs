@@ -35,6 +35,14 @@ fn both_roles_count_what_a_run_did() {
     let before = (installation.metrics("controller"), installation.metrics(NODE));
     tenant.back_up("run", "g", "local");
     tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
+    // Whoever watches may hear of the end a moment before it is counted.
+    let ended = |metrics: &str, role: &str| sum(metrics, &format!("driftline_{role}_runs_total"), &[]);
+    wait_for("both roles have counted the run", SOON, || {
+        let now = (installation.metrics("controller"), installation.metrics(NODE));
+        let counted = ended(&now.0, "controller") > ended(&before.0, "controller")
+            && ended(&now.1, "agent") > ended(&before.1, "agent");
+        counted.then_some(())
+    });
     let after = (installation.metrics("controller"), installation.metrics(NODE));
 
     let grew = |metric: &str, labels: &[&str]| sum(&after.0, metric, labels) - sum(&before.0, metric, labels);

@@ -114,16 +114,6 @@ impl ControlPlane {
         kube::Client::try_from(config).expect("A client can be made from it")
     }
 
-    /// Stops the API server without ending it: connections stay open and nothing answers.
-    pub fn stop_apiserver(&self) {
-        self.apiserver().signal(rustix::process::Signal::STOP);
-    }
-
-    /// Lets a stopped API server go on.
-    pub fn continue_apiserver(&self) {
-        self.apiserver().signal(rustix::process::Signal::CONT);
-    }
-
     /// Kills the API server: connections are refused until `restart_apiserver`.
     pub fn kill_apiserver(&self) {
         self.apiserver().kill();

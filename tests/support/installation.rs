@@ -64,6 +64,13 @@ impl Installation {
         SHARED.get_or_init(|| Installation::start(ControlPlane::shared()))
     }
 
+    /// One of its own for the caller, with a control plane of its own: for a test that takes the API server away, which
+    /// whoever shares it may talk to at any time.
+    pub fn alone() -> &'static Installation {
+        let plane = Box::leak(Box::new(ControlPlane::start(free_port())));
+        Box::leak(Box::new(Installation::start(plane)))
+    }
+
     /// Installs the chart and starts controller and agents; returns when all of them are ready.
     pub fn start(plane: &'static ControlPlane) -> Installation {
         let installation = Installation {
