@@ -25,13 +25,12 @@ export CARGO_TARGET_DIR ?= $(DRIFTLINE_CACHE)/target-$(shell rustc -vV 2>/dev/nu
 export DRIFTLINE_STAGES := $(DRIFTLINE_CACHE)/stages-$(shell echo $$PPID)
 
 # The first lines of each recipe: costs are summed up however the target ends.
-begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@"; }; stage --begin; \
-	trap 'stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; trap 'exit 130' INT TERM
+# What is going on is waited for in the background, or a signal to make would be heard only at its end.
+begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!; wait "$$current"; }; stage --begin; \
+	trap 'tests/stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; \
+	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
 build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
 cargo_test = cargo test --locked --features fake
-# What kills the API server has a control plane of its own: other tests talk to theirs at any time.
-cluster_tests = stage "tests with Kubernetes and QEMU" $(cargo_test) --test cluster -- --skip kills::; \
-	stage "the same, with kills" $(cargo_test) --test cluster kills::
 linting = stage "format" cargo fmt --check; \
 	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings; \
 	stage "dependencies" tests/check-dependencies; \
@@ -57,7 +56,7 @@ test:
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(cargo_test) --test qemu
-	$(cluster_tests)
+	stage "tests with Kubernetes and QEMU" $(cargo_test) --test cluster
 
 bench:
 	@$(begin); $(build)
@@ -75,6 +74,7 @@ lint:
 soak:
 	@$(begin); $(build)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
+	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))
 	round=0
 	while [ "$$(date +%s)" -lt "$$until" ]; do

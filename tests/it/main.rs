@@ -12,3 +12,4 @@ mod generated;
 mod guides;
 mod reasons;
 mod repo;
+mod scripts;
