@@ -31,6 +31,8 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!;
 	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
 build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
 cargo_test = cargo test --locked --features fake
+# With real parts, most of a test is waiting for them.
+more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
 linting = stage "format" cargo fmt --check; \
 	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings; \
 	stage "dependencies" tests/check-dependencies; \
@@ -55,8 +57,8 @@ test:
 	$(linting)
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
-	stage "tests with QEMU" $(cargo_test) --test qemu
-	stage "tests with Kubernetes and QEMU" $(cargo_test) --test cluster
+	stage "tests with QEMU" $(more_threads) $(cargo_test) --test qemu
+	stage "tests with Kubernetes and QEMU" $(more_threads) $(cargo_test) --test cluster
 
 bench:
 	@$(begin); $(build)
@@ -79,6 +81,6 @@ soak:
 	round=0
 	while [ "$$(date +%s)" -lt "$$until" ]; do
 		round=$$((round + 1))
-		stage "round $$round with QEMU" $(cargo_test) --quiet --test qemu
-		stage "round $$round with Kubernetes and QEMU" $(cargo_test) --quiet --test cluster
+		stage "round $$round with QEMU" $(more_threads) $(cargo_test) --quiet --test qemu
+		stage "round $$round with Kubernetes and QEMU" $(more_threads) $(cargo_test) --quiet --test cluster
 	done

@@ -6,6 +6,7 @@
 //! (what the controller asks) -> `runs`, `restores`, `storage` (who does it).
 
 pub mod discover;
+mod error;
 pub mod guest;
 pub mod inventory;
 pub mod known;
@@ -17,7 +18,6 @@ pub mod storage;
 mod view;
 
 use std::{
-    io,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -28,6 +28,7 @@ use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
+pub use self::error::AgentError;
 use self::{
     discover::Found,
     guest::Guests,
@@ -41,15 +42,14 @@ use self::{
 use crate::{
     admin::{self, Readiness},
     clock,
-    config::{ConfigError, HostConfig},
-    engine::{Engine, EngineError, Settings},
+    config::HostConfig,
+    engine::{Engine, Settings},
     ids::SessionId,
     metrics::{AgentMetrics, Reason},
     qcow2::tool::{FileOwner, QemuImg},
     repo::Roots,
-    retry::Retry,
     rpc::{
-        server::{self, Limits, OnRefused, ServeError},
+        server::{self, Limits, OnRefused},
         tls::Identity,
     },
     sentence::sentence,
@@ -81,71 +81,6 @@ pub struct Args {
     /// The host configuration.
     #[arg(long, env = crate::config::PATH_VARIABLE, default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
-}
-
-/// Why an agent ended by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// An address cannot be listened on.
-    #[error("Listening on {address} failed")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// Signals cannot be heard.
-    #[error("Installing the signal handlers failed")]
-    Signals {
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The journal cannot be used.
-    #[error("Starting the engine failed")]
-    Engine {
-        /// Why.
-        #[source]
-        source: EngineError,
-    },
-    /// The host configuration names somebody who is not there.
-    #[error("The host configuration cannot be used")]
-    Config {
-        /// Why.
-        #[source]
-        source: ConfigError,
-    },
-    /// The gRPC server failed.
-    #[error("The agent's server ended")]
-    Serve {
-        /// Why.
-        #[source]
-        source: ServeError,
-    },
-}
-
-impl AgentError {
-    /// The word for logs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            AgentError::Listen { .. } => "AddressNotUsable",
-            AgentError::Signals { .. } => "SignalsNotUsable",
-            AgentError::Engine { source } => source.reason(),
-            AgentError::Config { source } => source.reason(),
-            AgentError::Serve { source } => source.reason(),
-        }
-    }
-
-    /// Whether a new start can help.
-    pub fn retry(&self) -> Retry {
-        match self {
-            AgentError::Listen { .. } | AgentError::Signals { .. } => Retry::Backoff,
-            AgentError::Engine { source } => source.retry(),
-            AgentError::Config { source } => source.retry(),
-            AgentError::Serve { source } => source.retry(),
-        }
-    }
 }
 
 /// Runs until SIGTERM.

@@ -1,6 +1,8 @@
 //! The contract's server side (edge): parses requests, asks guests, runs, restores and repositories, and says what they
 //! say. It decides nothing by itself, but refuses what no state of the world could make right.
 
+mod content;
+
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use futures::{Stream, stream};
@@ -9,6 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use self::content::{look, send_points};
 use super::{
     guest::Guests,
     inventory::Listing,
@@ -19,7 +22,6 @@ use super::{
     view,
 };
 use crate::{
-    chain::graph::Graph,
     engine::{BackupRequest, Engine},
     ids::{GuestId, RepositoryId, SessionId},
     metrics::{AgentMetrics, Call},
@@ -351,51 +353,4 @@ fn unknown_run(run: &str) -> Refusal {
 
 fn refused(error: &RepoError) -> Refusal {
     Refusal::new(Kind::Precondition, error.reason(), sentence(error)).retry(error.retry())
-}
-
-fn look(repository: &Repository) -> Result<v1::RepositoryResponse, RepoError> {
-    let space = repository.space()?;
-    let mut points = 0;
-    for guest in repository.guests()? {
-        points += repository.points(&guest)?.len();
-    }
-    Ok(v1::RepositoryResponse {
-        id: repository.id().to_string(),
-        format_version: repository.format_version(),
-        writable: space.writable,
-        capacity_bytes: space.capacity,
-        available_bytes: space.available,
-        restore_points: u64::try_from(points).unwrap_or(u64::MAX),
-        problem: None,
-        local: space.local,
-    })
-}
-
-/// Guest by guest: each is a call with a deadline of its own, and nobody waits for the last before seeing the first.
-async fn send_points(
-    storage: Storage,
-    path: PathBuf,
-    repository: Repository,
-    guests: Vec<GuestId>,
-    sender: mpsc::Sender<Result<v1::Point, Status>>,
-) {
-    for guest in guests {
-        let repository = repository.clone();
-        let read = storage.call(&path, move || repository.points(&guest)).await;
-        let points = match read.and_then(|points| points.map_err(|error| refused(&error))) {
-            Ok(points) => points,
-            Err(refusal) => {
-                // Nobody to tell when the receiver is gone.
-                let _ = sender.send(Err(refusal.into())).await;
-                return;
-            }
-        };
-        let graph = Graph::new(points.iter().map(|stored| stored.manifest.point()).collect());
-        for stored in &points {
-            let point = convert::point(&stored.manifest, &stored.manifest_digest, &graph);
-            if sender.send(Ok(point)).await.is_err() {
-                return;
-            }
-        }
-    }
 }

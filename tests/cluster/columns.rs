@@ -13,7 +13,6 @@ const SOON: Duration = Duration::from_secs(60);
 #[test]
 fn kubectl_get_of_every_kind_answers_at_a_glance() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let node = NODES[0];
     let machine = Plan::new().disk(Disk::qcow2("disk0", 8 * MIB)).start();

@@ -44,7 +44,6 @@ fn files(folder: &Path) -> Vec<(String, u64)> {
 #[test]
 fn deleting_a_running_run_cancels_it_and_leaves_nothing_behind() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = guest(&tenant, 32);
     let folder = tenant.repository_folder(NODE, "local");
@@ -64,7 +63,6 @@ fn deleting_a_running_run_cancels_it_and_leaves_nothing_behind() {
 #[test]
 fn a_deleted_restore_point_comes_back_and_its_data_was_never_gone() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let _machine = guest(&tenant, 1);
     tenant.back_up("run", "g", "local");
@@ -83,7 +81,6 @@ fn a_deleted_restore_point_comes_back_and_its_data_was_never_gone() {
 #[test]
 fn points_follow_a_repository_whose_object_gets_another_name() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let _machine = guest(&tenant, 1);
     tenant.back_up("run", "g", "local");
@@ -110,7 +107,6 @@ fn points_follow_a_repository_whose_object_gets_another_name() {
 #[test]
 fn a_deleted_namespace_takes_no_data_with_it_and_is_not_held_up() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let _machine = guest(&tenant, 1);
     tenant.back_up("run", "g", "local");

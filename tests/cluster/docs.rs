@@ -107,7 +107,6 @@ fn no_document_for_a_cluster_is_left_out() {
 #[test]
 fn the_readme_makes_a_restore_point_where_the_nodes_have_their_files() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let (machine, tenant) = (machine(), installation.tenant());
     tenant.guest(NODE, "db-1", &machine.qmp());
     tenant.repository_folder(NODE, "local");
@@ -118,7 +117,6 @@ fn the_readme_makes_a_restore_point_where_the_nodes_have_their_files() {
 #[test]
 fn the_guide_leads_from_certificates_to_a_restored_image_that_is_equal() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let (machine, tenant) = (machine(), installation.tenant_to_be());
     let reference = Reference::take(&machine);
     let shell = Shell::new(&tenant, &machine);

@@ -1,7 +1,7 @@
 //! SIGKILL of the agent, the controller, both and the API server while a run goes on. The run ends Complete, with the
 //! jobs that it started and exactly one transaction, and what it stored is exact.
 //!
-//! These tests take the installation for themselves, or make one of their own: what they kill is what the others use.
+//! These tests have an installation of their own: what they kill is what the others use.
 
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,8 @@ use crate::{
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(120);
 const NODE: &str = NODES[0];
-/// Data of the disk, and the rate at which it is copied: some 16 s a run, long enough for three kills.
-const DATA: u64 = 256;
+/// Data of the disk, in MiB, and the rate at which it is copied: some 10 s a run, long enough for three kills.
+const DATA: u64 = 160;
 const RATE: &str = "16Mi";
 
 /// A run that is under way, slow enough to be hit in the middle.
@@ -77,8 +77,7 @@ impl Underway {
 
 /// Kills and starts again, at 10, 50 and 90 percent of one run and while its copy is synced and hashed.
 fn survives(agent: bool, controller: bool) {
-    let installation = Installation::shared();
-    let _alone = installation.quiet.write();
+    let (installation, _turn) = Installation::to_kill();
     let run = Underway::start(installation);
     let kill_and_start = || {
         if agent {
@@ -124,7 +123,7 @@ fn a_run_outlives_agent_and_controller_killed_at_once() {
 
 #[test]
 fn an_api_server_that_is_gone_for_20_seconds_delays_only_the_status() {
-    let installation = Installation::alone();
+    let (installation, _turn) = Installation::to_kill();
     let run = Underway::start(installation);
     let job = run.wait_for_progress(10);
     installation.plane.kill_apiserver();

@@ -43,7 +43,6 @@ fn restores_equal(tenant: &Tenant, run: &str, reference: &Reference) {
 
 #[test]
 fn an_applied_run_becomes_a_point_whose_restore_equals_the_disks() {
-    let _quiet = Installation::shared().quiet.read();
     // Odd sizes: the last cluster is not whole. One disk as people start it by hand, one in an iothread.
     let machine = Plan::new()
         .disk(Disk::qcow2("system", 64 * MIB + 512))
@@ -64,7 +63,6 @@ fn an_applied_run_becomes_a_point_whose_restore_equals_the_disks() {
 
 #[test]
 fn a_linux_guest_that_writes_all_the_time_is_restored_to_the_instant() {
-    let _quiet = Installation::shared().quiet.read();
     let machine =
         Plan::new().disk(Disk::qcow2("system", 32 * MIB)).disk(Disk::raw("data", 16 * MIB + 512)).linux().start();
     let tenant = tenant_with(&machine);
@@ -88,7 +86,6 @@ fn a_linux_guest_that_writes_all_the_time_is_restored_to_the_instant() {
 
 #[test]
 fn a_machine_that_was_started_paused_is_backed_up_and_stays_paused() {
-    let _quiet = Installation::shared().quiet.read();
     let machine = Plan::new().disk(Disk::qcow2("disk0", 8 * MIB + 1024)).paused().start();
     machine.write("disk0", 0x42, 3 * MIB, MIB);
     let tenant = tenant_with(&machine);
@@ -101,7 +98,6 @@ fn a_machine_that_was_started_paused_is_backed_up_and_stays_paused() {
 
 #[test]
 fn stored_disks_open_with_stock_qemu_img() {
-    let _quiet = Installation::shared().quiet.read();
     let machine = Plan::new().disk(Disk::raw("disk0", 8 * MIB + 512)).start();
     machine.write("disk0", 0x42, 3 * MIB, MIB);
     let tenant = tenant_with(&machine);

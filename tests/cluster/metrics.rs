@@ -26,7 +26,6 @@ fn sum(text: &str, metric: &str, labels: &[&str]) -> f64 {
 #[test]
 fn both_roles_count_what_a_run_did() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let machine = Plan::new().disk(Disk::raw("disk0", 8 * MIB)).start();
     machine.write("disk0", 0x42, 0, MIB);
     let tenant = installation.tenant();

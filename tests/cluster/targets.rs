@@ -60,7 +60,6 @@ fn mount_tmpfs(folder: &std::path::Path, size: &str) {
 #[test]
 fn a_run_that_cannot_fit_is_refused_before_it_starts() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine(16);
     let folder = tenant.repository_folder(NODE, "small");
@@ -77,7 +76,6 @@ fn a_run_that_cannot_fit_is_refused_before_it_starts() {
 #[test]
 fn a_read_only_folder_is_shown_on_the_repository_and_on_the_run() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine(1);
     let folder = tenant.repository_folder(NODE, "frozen");
@@ -92,7 +90,6 @@ fn a_read_only_folder_is_shown_on_the_repository_and_on_the_run() {
 #[test]
 fn a_folder_that_vanished_is_not_made_anew() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine(1);
     let folder = tenant.repository(NODE, "local");
@@ -108,7 +105,6 @@ fn a_folder_that_vanished_is_not_made_anew() {
 #[test]
 fn a_folder_of_another_repository_is_refused() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine(1);
     let (one, other) = (tenant.repository(NODE, "one"), tenant.repository(NODE, "other"));
@@ -134,7 +130,6 @@ fn waits(tenant: &Tenant, run: &str, why: &[&str]) {
 #[test]
 fn a_guest_that_is_gone_before_its_run_starts_is_waited_for() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let mut machine = machine(1);
     tenant.repository(NODE, "local");
@@ -148,7 +143,6 @@ fn a_guest_that_is_gone_before_its_run_starts_is_waited_for() {
 #[test]
 fn a_monitor_that_another_client_holds_is_said_on_the_guest_and_on_the_run() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine(1);
     tenant.repository(NODE, "local");
@@ -167,7 +161,6 @@ fn a_monitor_that_another_client_holds_is_said_on_the_guest_and_on_the_run() {
 #[test]
 fn a_guest_without_a_disk_that_can_be_backed_up_fails_the_run() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = Plan::new().start();
     tenant.repository(NODE, "local");

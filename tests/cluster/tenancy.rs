@@ -46,7 +46,6 @@ fn restore_to(tenant: &Tenant, run: &str, point: &str, path: &Path) {
 #[test]
 fn a_guest_made_by_hand_is_not_discovered_and_nothing_else_happens_to_it() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     tenant.repository(NODE, "local");
     tenant.create("Guest", "forged", json!({})).ok();
@@ -61,7 +60,6 @@ fn a_guest_made_by_hand_is_not_discovered_and_nothing_else_happens_to_it() {
 #[test]
 fn a_restore_point_made_by_hand_restores_nothing() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let (owner, thief) = (installation.tenant(), installation.tenant());
     let (_folder, point, _machine) = with_a_point(&owner);
     // The other tenant copies the spec, and so names a point that is there: once in a repository of its own namespace
@@ -87,7 +85,6 @@ fn a_restore_point_made_by_hand_restores_nothing() {
 #[test]
 fn a_repository_outside_of_the_hosts_roots_is_refused_and_nothing_is_written() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let outside = tempfile::tempdir().unwrap();
     let link = tenant.repository_folder(NODE, "real").join("link");
@@ -105,7 +102,6 @@ fn a_repository_outside_of_the_hosts_roots_is_refused_and_nothing_is_written() {
 #[test]
 fn a_restore_outside_of_the_namespaces_roots_is_refused_and_nothing_is_written() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let (tenant, other) = (installation.tenant(), installation.tenant());
     let (_folder, point, _machine) = with_a_point(&tenant);
     let outside = tempfile::tempdir().unwrap();
@@ -131,7 +127,6 @@ fn a_restore_outside_of_the_namespaces_roots_is_refused_and_nothing_is_written()
 #[test]
 fn an_absolute_path_in_a_stored_images_header_is_never_followed() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let tenant = installation.tenant();
     let machine = machine();
     let reference = Reference::take(&machine);
@@ -160,7 +155,6 @@ fn an_absolute_path_in_a_stored_images_header_is_never_followed() {
 #[test]
 fn a_repository_of_another_namespace_works_only_where_it_says_so() {
     let installation = Installation::shared();
-    let _quiet = installation.quiet.read();
     let (owner, user) = (installation.tenant(), installation.tenant());
     let machine = machine();
     let folder = owner.repository(NODE, "shared");

@@ -44,8 +44,6 @@ pub struct Installation {
     folder: PathBuf,
     program: PathBuf,
     agent_port: u16,
-    /// Taken as a reader by every test, as the writer by one that kills what the others use.
-    pub quiet: std::sync::RwLock<()>,
     controller: Mutex<Option<Role>>,
     agents: Mutex<BTreeMap<&'static str, Role>>,
     tenants: AtomicUsize,
@@ -64,11 +62,14 @@ impl Installation {
         SHARED.get_or_init(|| Installation::start(ControlPlane::shared()))
     }
 
-    /// One of its own for the caller, with a control plane of its own: for a test that takes the API server away, which
-    /// whoever shares it may talk to at any time.
-    pub fn alone() -> &'static Installation {
-        let plane = Box::leak(Box::new(ControlPlane::start(free_port())));
-        Box::leak(Box::new(Installation::start(plane)))
+    /// Another one, with a control plane of its own, for tests that kill its parts: whoever shares an installation may need
+    /// any of them at any time. One test has it at a time.
+    pub fn to_kill() -> (&'static Installation, MutexGuard<'static, ()>) {
+        static TO_KILL: OnceLock<Installation> = OnceLock::new();
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = || Installation::start(Box::leak(Box::new(ControlPlane::start(free_port()))));
+        (TO_KILL.get_or_init(start), turn)
     }
 
     /// Installs the chart and starts controller and agents; returns when all of them are ready.
@@ -78,7 +79,6 @@ impl Installation {
             folder: process::folder_that_ends_with_us("driftline-installation"),
             program: PathBuf::from(env!("CARGO_BIN_EXE_driftline")),
             agent_port: free_port(),
-            quiet: std::sync::RwLock::new(()),
             controller: Mutex::new(None),
             agents: Mutex::new(BTreeMap::new()),
             tenants: AtomicUsize::new(0),

@@ -1,0 +1,97 @@
+//! The rules of a BackupRun's spec, evaluated as the API server does.
+
+use super::*;
+
+fn run() -> BackupRun {
+    BackupRun::new(
+        "b",
+        BackupRunSpec {
+            guest_ref: GuestRef { name: "db-1".to_owned() },
+            repository_ref: RepositoryRef { name: "r".to_owned(), namespace: None },
+            backup_type: BackupType::Full,
+            disks: None,
+            transfer: None,
+            cancel: false,
+            backoff_limit: 2,
+            active_deadline: default_active_deadline(),
+            ttl_after_finished: None,
+        },
+    )
+}
+
+#[test]
+fn a_run_may_be_made_and_stays_as_it_is() {
+    run().validate_cel().unwrap();
+    run().validate_cel_update(&run()).unwrap();
+}
+
+/// A named change of a run's spec.
+type Change = (&'static str, fn(&mut BackupRunSpec));
+
+#[test]
+fn no_field_but_cancel_may_change() {
+    let changes: [Change; 9] = [
+        ("guestRef", |s| s.guest_ref.name = "x".to_owned()),
+        ("repositoryRef", |s| s.repository_ref.name = "x".to_owned()),
+        ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
+        ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
+        ("transfer", |s| s.transfer = Some(Transfer { bandwidth: Some("1Mi".to_owned()) })),
+        ("backoffLimit", |s| s.backoff_limit = 3),
+        ("activeDeadline", |s| s.active_deadline = "1h".to_owned()),
+        ("ttlAfterFinished", |s| s.ttl_after_finished = Some("1h".to_owned())),
+        ("several", |s| {
+            s.cancel = true;
+            s.backoff_limit = 0;
+        }),
+    ];
+    for (field, change) in changes {
+        let mut new = run();
+        change(&mut new.spec);
+        assert!(new.validate_cel_update(&run()).is_err(), "{field} was set or changed");
+        assert!(run().validate_cel_update(&new).is_err(), "{field} was removed or changed back");
+    }
+}
+
+#[test]
+fn cancel_can_be_set_and_not_taken_back() {
+    let mut cancelled = run();
+    cancelled.spec.cancel = true;
+    cancelled.validate_cel_update(&run()).unwrap();
+    assert!(run().validate_cel_update(&cancelled).is_err());
+}
+
+#[test]
+fn a_disk_that_is_included_and_excluded_is_refused() {
+    let mut object = run();
+    let (a, b) = ("a".to_owned(), "b".to_owned());
+    object.spec.disks = Some(DiskSelection { include: vec![a.clone()], exclude: vec![b.clone()] });
+    object.validate_cel().unwrap();
+    object.spec.disks = Some(DiskSelection { include: vec![a.clone(), b], exclude: vec![a] });
+    assert!(object.validate_cel().is_err());
+}
+
+#[test]
+fn durations_and_rates_are_refused_with_what_to_write() {
+    let changes: [(Change, &str); 3] = [
+        (("activeDeadline", |s| s.active_deadline = "soon".to_owned()), "such as 90s, 6h or 7d"),
+        (("ttlAfterFinished", |s| s.ttl_after_finished = Some("1w".to_owned())), "such as 90s, 6h or 7d"),
+        (("bandwidth", |s| s.transfer = Some(Transfer { bandwidth: Some("-1Mi".to_owned()) })), "such as 100Mi"),
+    ];
+    for ((field, change), says) in changes {
+        let mut object = run();
+        change(&mut object.spec);
+        let refusal = format!("{:?}", object.validate_cel().unwrap_err());
+        assert!(refusal.contains(says), "{field}: {refusal}");
+    }
+    let mut object = run();
+    object.spec.transfer = Some(Transfer { bandwidth: Some("1.5Gi".to_owned()) });
+    object.validate_cel().unwrap();
+}
+
+#[test]
+fn what_a_person_leaves_out_has_its_default() {
+    let spec: BackupRunSpec =
+        serde_json::from_value(serde_json::json!({"guestRef": {"name": "g"}, "repositoryRef": {"name": "r"}})).unwrap();
+    assert_eq!((spec.backup_type, spec.backoff_limit, spec.active_deadline.as_str()), (BackupType::Full, 2, "24h"));
+    assert!(!spec.cancel);
+}
