@@ -60,3 +60,23 @@ fn every_reason_stands_in_the_operations_guide() {
     let missing: Vec<_> = all.iter().filter(|reason| !guide.contains(&format!("`{reason}`"))).collect();
     assert!(missing.is_empty(), "docs/operations.md does not say what these mean: {missing:?}");
 }
+
+/// The variants of an enum in a source.
+fn variants(source: &str, name: &str) -> Vec<String> {
+    let (_, body) = source.split_once(&format!("pub enum {name} {{\n")).unwrap();
+    let (body, _) = body.split_once("\n}").unwrap();
+    let lines = body.lines().map(str::trim).filter(|line| line.starts_with(char::is_uppercase));
+    lines.map(|line| line.trim_end_matches(',').to_owned()).collect()
+}
+
+#[test]
+fn every_word_about_a_disk_and_every_finding_stands_in_the_operations_guide() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    for (file, name) in [("src/engine/graph/eligible.rs", "Ineligible"), ("src/chain/finding.rs", "Kind")] {
+        let words = variants(&fs::read_to_string(root.join(file)).unwrap(), name);
+        assert!(words.len() > 9, "{words:?}");
+        let missing: Vec<_> = words.iter().filter(|word| !guide.contains(&format!("| `{word}` |"))).collect();
+        assert!(missing.is_empty(), "docs/operations.md does not say what {missing:?} of {name} means");
+    }
+}
