@@ -59,8 +59,8 @@ pub enum EngineError {
     },
     /// The repository's file system could hurt the guest.
     #[error(
-        "Repository {} is not on a file system of this host; a copy straight to it could stop the guest when it hangs. \
-         Use a folder on a local file system",
+        "Repository {} is not on a local file system that keeps allocated space, such as ext4, xfs or btrfs; a copy straight \
+         to it could stop the guest when it hangs or fills up. Use a folder on one",
         path.display()
     )]
     TargetUnsafe {

@@ -13,14 +13,17 @@ pub struct Space {
     pub capacity: u64,
     /// What can still be written, in bytes.
     pub available: u64,
-    /// A file system of this host on its own storage: no network, no other program stands behind a write.
+    /// A file system of this host on its own storage, which keeps what is allocated ahead: no network, no other program
+    /// and no other writer stands behind a write.
     pub local: bool,
     /// Mounted for writing, and this process may write.
     pub writable: bool,
 }
 
-/// Magic numbers (linux/magic.h, and those of file systems outside of it) of file systems that are known to be local.
-/// Anything else is not: a hung server would hang the guest.
+/// Magic numbers (linux/magic.h, and those of file systems outside of it) of file systems that are known to be local and
+/// to keep what is allocated in a file for that file. Anything else is not: a hung server would hang the guest, and so
+/// would another writer who takes the room. ZFS takes an allocation, looks whether there is room, and keeps none of it
+/// (OpenZFS, `zfs_fallocate_reserve_percent` in zfs(4)).
 const LOCAL: &[u64] = &[
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
@@ -28,7 +31,6 @@ const LOCAL: &[u64] = &[
     0x0102_1994, // tmpfs
     0xf2f5_2010, // f2fs
     0xca45_1a4e, // bcachefs
-    0x2fc1_2fc1, // zfs
     0x3153_464a, // jfs
     0x794c_7630, // overlayfs
 ];
@@ -41,8 +43,8 @@ pub(super) fn of(folder: BorrowedFd<'_>) -> io::Result<Space> {
     Ok(Space {
         capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
         available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        // Some magic numbers have their top bit set and come sign-extended.
-        local: LOCAL.contains(&(u64::try_from(kind).unwrap_or_default() & 0xffff_ffff)),
+        // Where a word has 32 bits, a magic number with the top bit set comes sign-extended.
+        local: u64::try_from(kind & 0xffff_ffff).is_ok_and(|kind| LOCAL.contains(&kind)),
         writable: mounted_for_writing && may_write,
     })
 }
