@@ -188,6 +188,11 @@ impl GuestFile {
     }
 }
 
+/// Whether a guest may have this name: one that Kubernetes accepts.
+pub fn is_guest_name(text: &str) -> bool {
+    check::is_dns_name(text)
+}
+
 /// The text of a regular file of at most 64 KiB.
 ///
 /// # Errors

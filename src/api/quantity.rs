@@ -10,6 +10,11 @@ pub const RULE: &str = "self.matches('^[0-9]{1,15}([.][0-9]{1,9})?(k|M|G|T|P|Ki|
 pub const RULE_SAYS: &str =
     "is not an amount: write a number with k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or nothing, such as 100Mi";
 
+/// The schema's rule for a rate: some amount at all.
+pub const RATE_RULE: &str = "!self.matches('^0+([.]0+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')";
+/// What the server says where the rule does not hold.
+pub const RATE_RULE_SAYS: &str = "is no rate: leave it out for as fast as possible";
+
 /// A text that is not an amount.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a quantity: write a number with k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or nothing, such as 100Mi")]

@@ -181,10 +181,14 @@ pub struct DiskSelection {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Transfer {
-    /// The most bytes per second that each disk's job copies. Without it: as fast as possible. Example: `100Mi`.
+    /// The most bytes per second that each disk's job copies by itself. What the guest overwrites before it was copied is
+    /// copied at once, on top of that. Without it: as fast as possible. Example: `100Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 28))]
-    #[x_kube(validation = Rule::new(crate::api::quantity::RULE).message(crate::api::quantity::RULE_SAYS))]
+    #[x_kube(
+        validation = Rule::new(crate::api::quantity::RULE).message(crate::api::quantity::RULE_SAYS),
+        validation = Rule::new(crate::api::quantity::RATE_RULE).message(crate::api::quantity::RATE_RULE_SAYS)
+    )]
     pub bandwidth: Option<String>,
 }
 

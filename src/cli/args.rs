@@ -7,6 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
     api::quantity,
+    config,
     ids::{DiskName, GuestId, PointId},
 };
 
@@ -102,7 +103,7 @@ pub struct Backup {
     #[arg(long, value_name = "DIR")]
     pub repository: PathBuf,
     /// The machine's name in the repository [default: as its file on this host says, or QEMU's -name].
-    #[arg(long)]
+    #[arg(long, value_parser = guest_name)]
     pub name: Option<String>,
     /// What is stored.
     #[arg(long = "type", value_enum, ignore_case = true, default_value = "Full")]
@@ -301,6 +302,13 @@ fn target(text: &str) -> Result<Target, String> {
     Ok(Target { disk, path: path.into() })
 }
 
+fn guest_name(text: &str) -> Result<String, String> {
+    if config::is_guest_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("write lower case letters, digits, - and dots, such as db-1".to_owned())
+}
+
 fn rate(text: &str) -> Result<u64, String> {
     match quantity::parse(text) {
         Ok(0) | Err(_) => Err(format!("{text:?} is not a rate: write bytes per second such as 50Mi, 100M or 52428800")),
@@ -346,6 +354,7 @@ mod tests {
             (vec!["backup", "--qmp", "q", "--repository", "r", "--bandwidth", "fast"], "50Mi"),
             (vec!["backup", "--qmp", "q", "--repository", "r", "--bandwidth", "0"], "50Mi"),
             (vec!["backup", "--repository", "r"], "--qmp"),
+            (vec!["backup", "--qmp", "q", "--repository", "r", "--name", "Bad Name"], "such as db-1"),
             (vec!["restore", "--repository", "r", "--point", "latest", "--to", "x"], "DISK=PATH"),
             (vec!["restore", "--repository", "r", "--point", "newest", "--to", "a=b"], "26 characters"),
             (vec!["restore", "--repository", "r", "--point", "latest"], "--to"),

@@ -161,6 +161,7 @@ impl CliError {
             Self::Interrupted { .. } => Exit::Interrupted,
             // Known only once the machine was looked at, but a wrong word all the same.
             Self::Run { reason, .. } if reason == "DiskNotFound" => Exit::Usage,
+            Self::Restore(error) if error.reason() == "RestoreInvalid" => Exit::Usage,
             Self::NoSuchGuest { .. }
             | Self::AmbiguousGuest { .. }
             | Self::NoSuchPoint { .. }
@@ -193,9 +194,11 @@ fn way_out(reason: &str) -> Option<&'static str> {
         }
         "FolderMissing" => "make the folder first",
         "PathUnusable" => "name a folder that is there and that you may use, or make it first",
-        "DiskNotFound" => "`driftline guests` lists a machine's disks, `driftline points show ID` those of a point",
-        "DiskIneligible" => "leave that disk out: `driftline guests` says why it cannot be backed up",
-        "NoEligibleDisk" => "`driftline guests` says of each disk why it cannot be backed up",
+        "DiskNotFound" => {
+            "`driftline guests --qmp SOCKET` lists a machine's disks, `driftline points show ID` those of a point"
+        }
+        "DiskIneligible" => "leave that disk out: `driftline guests --qmp SOCKET` says why it cannot be backed up",
+        "NoEligibleDisk" => "`driftline guests --qmp SOCKET` says of each disk why it cannot be backed up",
         "RepositoryNotEmpty" => "name the repository's own folder, or an empty one to begin a new repository",
         "RepositoryTooNew" => "use the version of driftline that wrote it, or a newer one",
         "OutsideRoots" => "name a folder beneath the host's roots, or change /etc/driftline/host.toml",
@@ -206,6 +209,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "RepositoryReadOnly" => "mount the repository's file system for writing",
         "RepositoryAccessDenied" | "TargetAccessDenied" => "run it as root or as the folder's owner",
         "TargetFolderMissing" => "make the folder of the new image first",
+        "TargetInRepository" => "name a path outside of the repository",
         "TargetFull" => "free some space where the image is to be written, or name another place",
         "TargetInUse" => "shut down the machine that uses the image, or name another file",
         "TargetStuck" => "look at the repository's file system; `driftline recover` tries again",
@@ -213,6 +217,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "DigestMismatch" => "`driftline verify` tells what is damaged; restore another point",
         "MonitorClosed" | "NotQMP" => "look whether it is the machine's QMP socket, and not its human monitor",
         "TargetExists" => "name another file, or give --overwrite Always",
+        "GuestNotFound" => "`driftline points --repository DIR` lists what there is",
         "GuestAmbiguous" => "give the guest's UUID with --guest",
         "PointNotFound" => "`driftline points --repository DIR` lists what there is",
         "LockUnavailable" | "JournalUnwritable" => {

@@ -33,12 +33,20 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
     } else {
         let folder = args.guests_dir.as_ref().unwrap_or(&host.config.guests);
         for path in guest_files(folder)? {
-            let file = GuestFile::load(&path)?;
-            let found = facts(&monitor(&file.qmp)).await;
-            guests.push(Document::new(Some(&file), &file.qmp, found.as_ref()));
+            match GuestFile::load(&path) {
+                Ok(file) => {
+                    let found = facts(&monitor(&file.qmp)).await;
+                    guests.push(Document::new(Some(&file), &file.qmp, found.as_ref()));
+                }
+                // One machine's wrong file does not hide the others.
+                Err(error) => guests.push(Document::unreadable(&path, &error.into())),
+            }
         }
         if guests.is_empty() {
-            output.note(format!("There are no machines: {} holds no files", folder.display()));
+            output.note(format!(
+                "No machine is known: {} holds no files. Look at one by its monitor: driftline guests --qmp SOCKET",
+                folder.display()
+            ));
         }
     }
     output.result(&List { guests: &guests }, || text(&guests));
@@ -146,6 +154,18 @@ struct Problem {
 }
 
 impl Document {
+    fn unreadable(file: &Path, error: &CliError) -> Self {
+        let problem = Problem { reason: error.reason().to_owned(), message: sentence(error) };
+        Self {
+            name: file.file_stem().map_or_else(|| "-".to_owned(), |name| name.to_string_lossy().into_owned()),
+            namespace: String::new(),
+            uuid: None,
+            qmp: String::new(),
+            found: None,
+            problem: Some(problem),
+        }
+    }
+
     fn new(file: Option<&GuestFile>, socket: &Path, facts: Result<&GuestFacts, &CliError>) -> Self {
         let found = facts.ok();
         let name = file.map(|file| file.name.clone()).or_else(|| found.and_then(|facts| facts.name.clone()));

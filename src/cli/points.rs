@@ -113,7 +113,7 @@ pub(super) async fn find(
     }
 }
 
-/// The guest that a person means: by UUID, by the name in its newest point, or the only one there is.
+/// The guest that a person means: by UUID, by a name that its points have, or the only one there is.
 pub(super) async fn find_guest(repository: &Repository, asked: &str) -> Result<GuestId, CliError> {
     guest_of(repository, &read(repository).await?, Some(asked))
 }
@@ -159,7 +159,7 @@ fn guest_of(repository: &Repository, all: &[GuestPoints], asked: Option<&str>) -
         .iter()
         .filter(|points| match (&id, asked) {
             (Some(id), _) => points.guest == *id,
-            (None, Some(name)) => points.name() == name,
+            (None, Some(name)) => points.is_called(name),
             (None, None) => true,
         })
         .collect();
@@ -177,6 +177,11 @@ fn guest_of(repository: &Repository, all: &[GuestPoints], asked: Option<&str>) -
 impl GuestPoints {
     fn name(&self) -> &str {
         self.points.last().map_or("", |newest| &newest.manifest.identity.guest.name)
+    }
+
+    /// Whether any of its points, each of which is shown under its own name, has this one.
+    fn is_called(&self, name: &str) -> bool {
+        self.points.iter().any(|stored| stored.manifest.identity.guest.name == name)
     }
 
     fn documents(&self) -> impl Iterator<Item = PointDocument> {

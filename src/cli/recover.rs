@@ -20,6 +20,9 @@ pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliErro
     let guest = known.identify(&args.machine, None, &facts(&monitor).await?)?;
     let repository = host.open(&args.repository).await?;
     let engine = host.engine(repository.path())?;
+    if engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid) {
+        output.note("A run of this machine was cut off. It is finished or undone now: a copy that QEMU still makes is waited for.");
+    }
     let done = Document::new(engine.recover(&monitor, &guest.uuid, args.adopt).await?);
     output.result(&done, || done.sentence(&guest.name));
     Ok(Exit::Done)

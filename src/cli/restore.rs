@@ -26,10 +26,6 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
     let document = Document::new(args, &points, at)?;
     let targets: Vec<PathBuf> = args.to.iter().map(|to| file(&host, &to.path)).collect::<Result<_, _>>()?;
     let roots = host.restore_roots(&identity.guest.namespace, &targets);
-    if args.dry_run {
-        output.result(&document, || document.text("Would restore"));
-        return Ok(Exit::Done);
-    }
     let request = RestoreRequest {
         run: String::new(),
         guest: points.guest.clone(),
@@ -46,6 +42,11 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
         },
         verify: true,
     };
+    if args.dry_run {
+        blocking(move || restore::check(&repository, &roots, &request)).await?;
+        output.result(&document, || document.text("Would restore"));
+        return Ok(Exit::Done);
+    }
     let flag = interrupt.flag.clone();
     let mut shown = Shown { progress: Progress::new(output), items: document.items() };
     let restored =

@@ -118,7 +118,7 @@ fn is_dns_label(text: &str) -> bool {
 }
 
 /// RFC 1123 subdomain.
-fn is_dns_name(text: &str) -> bool {
+pub(super) fn is_dns_name(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_dns_label)
 }
 

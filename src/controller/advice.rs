@@ -11,10 +11,7 @@ pub fn with_way_out(reason: &str, message: &str) -> String {
 
 fn way_out(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        "TargetExists" => {
-            "Name another path in a new RestoreRun, or give it overwritePolicy Always (IfSameGuest: only over an earlier \
-             restore of this guest)"
-        }
+        "TargetExists" => "Name another path in a new RestoreRun, or give it overwritePolicy Always",
         "OutsideRoots" => {
             "Name a path beneath the roots of the node's host.toml: repositoryRoots for a repository, the namespace's \
              restoreRoots for a restore; or have whoever runs the node add one"

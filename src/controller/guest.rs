@@ -50,8 +50,8 @@ pub enum Plan {
     ClaimedTwice(Vec<String>),
     /// Another guest has its UUID.
     DuplicateUuid(Vec<String>),
-    /// It does not run.
-    PoweredOff,
+    /// It does not run, with what its agent sees.
+    PoweredOff(String),
     /// Its agent says what is wrong with it.
     Problem {
         /// The agent's word.
@@ -77,8 +77,14 @@ pub fn plan(world: &World) -> Plan {
         return Plan::DuplicateUuid(world.doubles.clone());
     }
     match (&guest.problem, guest.power_state()) {
+        // Nobody listens on its monitor.
+        (Some(problem), v1::PowerState::Off) if problem.reason == "QMPUnreachable" => {
+            Plan::PoweredOff(problem.message.clone())
+        }
         (Some(problem), _) => Plan::Problem { reason: problem.reason.clone(), message: problem.message.clone() },
-        (None, v1::PowerState::Off) => Plan::PoweredOff,
+        (None, v1::PowerState::Off) => {
+            Plan::PoweredOff("The guest does not run: start it to have it backed up.".to_owned())
+        }
         (
             None,
             v1::PowerState::Unspecified
@@ -119,9 +125,7 @@ pub fn words(plan: &Plan) -> (Stage, String, String) {
             Reason::DuplicateUUID,
             format!("Other guests have the same UUID ({}): start QEMU with a -uuid of its own.", others.join(", ")),
         ),
-        Plan::PoweredOff => {
-            (Stage::NotReady, Reason::GuestPoweredOff, "The guest does not run: start it to have it backed up.".to_owned())
-        }
+        Plan::PoweredOff(message) => (Stage::NotReady, Reason::GuestPoweredOff, message.clone()),
         Plan::Problem { reason, message } => return (Stage::NotReady, reason.clone(), message.clone()),
     };
     (stage, reason.as_str().to_owned(), message)
@@ -318,7 +322,7 @@ mod tests {
     #[test]
     fn a_guest_that_does_not_run_is_not_ready() {
         let off = v1::Guest { power_state: v1::PowerState::Off.into(), ..running() };
-        assert_eq!(plan(&seen(off)), Plan::PoweredOff);
+        assert!(matches!(plan(&seen(off)), Plan::PoweredOff(_)));
     }
 
     #[test]

@@ -172,13 +172,14 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
     };
     tracing::info!(node, session = who.session, version = who.version, "The agent answers");
     let mut shown: Vec<v1::Problem> = vec![];
+    let mut refused = BTreeSet::new();
     let mut resync = tokio::time::interval(RESYNC);
     loop {
         let message = tokio::select! {
             message = stream.next() => message,
             _ = resync.tick() => {
                 if let Some(view) = context.inventory.node(node).filter(|v| v.connected) {
-                    make(context, &view.guests).await;
+                    make(context, node, &view.guests, &mut refused).await;
                 }
                 continue;
             }
@@ -200,7 +201,7 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
                 };
                 let guests = view.guests.clone();
                 changed(context, node, view);
-                make(context, &guests).await;
+                make(context, node, &guests, &mut refused).await;
             }
             Some(Err(error)) => {
                 tracing::info!(node, reason = error.reason(), "{}", sentence(&error));
@@ -237,12 +238,21 @@ fn changed(context: &Context, node: &str, view: NodeView) {
     }
 }
 
-/// Makes the Guest objects that are missing; one that cannot be made stops none of the others.
-async fn make(context: &Arc<Context>, guests: &[v1::Guest]) {
+/// Makes the Guest objects that are missing; one that cannot be made stops none of the others. What the API server refuses
+/// for good, such as a namespace that is not there, is told once: there is no object to tell it on.
+async fn make(context: &Arc<Context>, node: &str, guests: &[v1::Guest], refused: &mut BTreeSet<String>) {
     for said in guests {
-        if let Err(error) = guest::ensure(context, said).await {
-            tracing::warn!(namespace = said.namespace, guest = said.name, "{}", sentence(&error));
-            context.metrics.failed("Guest", error.reason());
+        let name = format!("{}/{}", said.namespace, said.name);
+        let Err(error) = guest::ensure(context, said).await else {
+            refused.remove(&name);
+            continue;
+        };
+        tracing::warn!(namespace = said.namespace, guest = said.name, "{}", sentence(&error));
+        context.metrics.failed("Guest", error.reason());
+        if error.is_refusal() && refused.insert(name.clone()) {
+            let message = format!("{}. Make the namespace, or correct the guest's file on the node", sentence(&error));
+            let problem = v1::Problem { subject: name, reason: error.reason().to_owned(), message };
+            report(context, node, &problem).await;
         }
     }
 }

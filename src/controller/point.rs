@@ -34,8 +34,8 @@ const RESYNC: Duration = Duration::from_secs(1800);
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Plan {
-    /// The repository's points are not known yet, or its object is gone.
-    Unknown,
+    /// The repository's points are not known now, with why.
+    Unknown(String),
     /// The repository holds no such point for this namespace and name.
     NotInRepository,
     /// It does, but a parent is missing; with the agent's words.
@@ -44,10 +44,12 @@ pub enum Plan {
     Available,
 }
 
-/// Decides what to show. `known`: the repository's points have been listed.
-pub fn plan(known: bool, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
+/// Decides what to show. `unknown`: why the repository's points are not known now.
+pub fn plan(unknown: Option<String>, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
+    if let Some(why) = unknown {
+        return Plan::Unknown(why);
+    }
     match point {
-        _ if !known => Plan::Unknown,
         Some(point) if point.id == spec.point_id && !point.chain_intact => {
             Plan::ChainBroken(point.chain_problem.clone())
         }
@@ -67,19 +69,13 @@ pub fn report(
     let mut status = match (plan, point) {
         (Plan::Available | Plan::ChainBroken(_), Some(point)) => facts(point),
         (Plan::NotInRepository, _) => RestorePointStatus::default(),
-        (Plan::Unknown | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
+        (Plan::Unknown(_) | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
     };
     status.conditions = old.map(|o| o.conditions.clone()).unwrap_or_default();
     status.observed_generation = generation;
     let generation = generation.unwrap_or(0);
     let (stage, available, chain, reason, message) = match plan {
-        Plan::Unknown => (
-            Stage::Unknown,
-            "Unknown",
-            "Unknown",
-            Reason::RepositoryUnknown,
-            "The repository has not been read yet: see the conditions of its BackupRepository.".to_owned(),
-        ),
+        Plan::Unknown(why) => (Stage::Unknown, "Unknown", "Unknown", Reason::RepositoryUnknown, why.clone()),
         Plan::NotInRepository => (
             Stage::Stalled,
             "False",
@@ -145,14 +141,38 @@ pub async fn reconcile(context: Arc<Context>, object: Arc<RestorePoint>) -> Resu
     let name: PointName = (object.namespace().unwrap_or_default(), object.name_any());
     let reference = &object.spec.repository_ref;
     let repository = context.repositories.get(reference.namespace_or(&name.0), &reference.name);
-    let uid = repository.and_then(|r| r.metadata.uid);
-    let known = uid.as_deref().is_some_and(|uid| context.catalogue.knows(uid));
+    let unknown = unknown(&context, &name.0, &object.spec, repository.as_ref());
+    let uid = repository.and_then(|r| r.metadata.uid.clone());
     let point = uid.as_deref().and_then(|uid| context.catalogue.point(uid, &name));
-    let plan = plan(known, &object.spec, point.as_deref());
+    let plan = plan(unknown, &object.spec, point.as_deref());
     tracing::debug!(namespace = name.0, point = name.1, ?plan, "RestorePoint");
     let status = report(&plan, point.as_deref(), object.status.as_ref(), object.metadata.generation, context.now());
     write::status(&context, &mut object.as_ref().clone(), &status, "Show").await?;
     Ok(Action::requeue(RESYNC))
+}
+
+/// Why the points of the repository are not known now; None: they are. An agent that is away for a while changes nothing.
+fn unknown(
+    context: &Context,
+    own: &str,
+    spec: &RestorePointSpec,
+    repository: Option<&BackupRepository>,
+) -> Option<String> {
+    let reference = &spec.repository_ref;
+    let name = format!("{}/{}", reference.namespace_or(own), reference.name);
+    let Some(repository) = repository else {
+        return Some(format!(
+            "There is no BackupRepository {name} any more. The data is where it was: make one with the same folder, under any name, and the point is shown again; or delete this object."
+        ));
+    };
+    let conditions = repository.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let stalled = condition::find(conditions, condition::STALLED).filter(|stalled| stalled.status == "True");
+    if let Some(stalled) = stalled {
+        return Some(format!("BackupRepository {name} cannot be used ({}): {}", stalled.reason, stalled.message));
+    }
+    let known = context.catalogue.knows(repository.metadata.uid.as_deref().unwrap_or_default());
+    let unread = format!("BackupRepository {name} has not been read yet: see its conditions.");
+    (!known).then_some(unread)
 }
 
 /// Where a point is shown: with its guest where that is known and may use the repository, else with the repository.
@@ -299,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_point_made_by_hand_says_that_the_repository_does_not_hold_it() {
-        let plan = plan(true, &spec_of("a"), None);
+        let plan = plan(None, &spec_of("a"), None);
         assert_eq!(plan, Plan::NotInRepository);
         let forged = RestorePointStatus { size: "1Gi".to_owned(), ..RestorePointStatus::default() };
         let status = report(&plan, None, Some(&forged), Some(1), Timestamp::UNIX_EPOCH);
@@ -310,16 +330,16 @@ mod tests {
     #[test]
     fn another_point_under_the_name_is_not_shown_as_this_one() {
         let other = v1::Point { id: "b".to_owned(), chain_intact: true, ..v1::Point::default() };
-        assert_eq!(plan(true, &spec_of("a"), Some(&other)), Plan::NotInRepository);
+        assert_eq!(plan(None, &spec_of("a"), Some(&other)), Plan::NotInRepository);
     }
 
     #[test]
     fn a_broken_chain_and_an_unread_repository_are_no_available_points() {
         let broken =
             v1::Point { id: "a".to_owned(), chain_problem: "Parent x is missing".to_owned(), ..v1::Point::default() };
-        assert_eq!(plan(true, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
-        assert_eq!(plan(false, &spec_of("a"), Some(&broken)), Plan::Unknown);
+        assert_eq!(plan(None, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
+        assert_eq!(plan(Some("x".to_owned()), &spec_of("a"), Some(&broken)), Plan::Unknown("x".to_owned()));
         let whole = v1::Point { chain_intact: true, ..broken };
-        assert_eq!(plan(true, &spec_of("a"), Some(&whole)), Plan::Available);
+        assert_eq!(plan(None, &spec_of("a"), Some(&whole)), Plan::Available);
     }
 }

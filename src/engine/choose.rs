@@ -132,11 +132,17 @@ pub fn choose(request: &BackupRequest, guest: &GuestFacts, points: &[Point]) -> 
 }
 
 fn select<'a>(request: &BackupRequest, guest: &'a GuestFacts) -> Result<Vec<&'a DiskFacts>, Refusal> {
-    for name in &request.disks.include {
-        let Some(disk) = guest.disks.iter().find(|disk| disk.name == *name) else {
+    let find = |name: &DiskName| {
+        guest.disks.iter().find(|disk| disk.name == *name).ok_or_else(|| {
             let there: Vec<_> = guest.disks.iter().map(|disk| disk.name.as_str()).collect();
-            return Err(Refusal::DiskNotFound { disk: name.clone(), there: there.join(", ") });
-        };
+            Refusal::DiskNotFound { disk: name.clone(), there: there.join(", ") }
+        })
+    };
+    for name in &request.disks.exclude {
+        find(name)?;
+    }
+    for name in &request.disks.include {
+        let disk = find(name)?;
         if !disk.eligible() {
             return Err(Refusal::DiskIneligible { disk: name.clone(), reason: disk.ineligible_reason() });
         }

@@ -123,11 +123,12 @@ pub fn flatten(
     progress: &mut dyn FnMut(RestoreProgress),
     cancel: &AtomicBool,
 ) -> Result<Restored, RestoreError> {
-    let points = repository.points(&request.guest).map_err(|source| RestoreError::Repository { source })?;
-    let manifests: BTreeMap<PointId, Manifest> =
-        points.into_iter().map(|stored| (stored.manifest.identity.point.clone(), stored.manifest)).collect();
+    let manifests = manifests(repository, request)?;
     let graph = Graph::new(manifests.values().map(Manifest::point).collect());
     let mut works = prepare(repository, roots, request, &graph)?;
+    for work in &works {
+        work.target.clear_leftovers()?;
+    }
     target::check_space(&works)?;
     for work in works.iter_mut().filter(|work| !work.target.is_done()) {
         copy(repository, request, work, progress, cancel)?;
@@ -149,6 +150,21 @@ pub fn flatten(
         disks.push(RestoredDisk { name: work.disk.clone(), path, virtual_size: work.virtual_size, chain });
     }
     Ok(Restored { disks, verified: request.verify })
+}
+
+/// Whether `flatten` would begin to write: chains, targets and space are looked at, and nothing is changed.
+///
+/// # Errors
+/// With what `flatten` would refuse.
+pub fn check(repository: &Repository, roots: &RestoreRoots, request: &RestoreRequest) -> Result<(), RestoreError> {
+    let manifests = manifests(repository, request)?;
+    let graph = Graph::new(manifests.values().map(Manifest::point).collect());
+    target::check_space(&prepare(repository, roots, request, &graph)?)
+}
+
+fn manifests(repository: &Repository, request: &RestoreRequest) -> Result<BTreeMap<PointId, Manifest>, RestoreError> {
+    let points = repository.points(&request.guest).map_err(|source| RestoreError::Repository { source })?;
+    Ok(points.into_iter().map(|stored| (stored.manifest.identity.point.clone(), stored.manifest)).collect())
 }
 
 /// Looks at everything that can be known to be wrong, before a byte is written.

@@ -168,7 +168,14 @@ mod tests {
         let child = std::os::unix::process::CommandExt::arg0(&mut child, "/usr/bin/qemu-system-x86_64").arg("60");
         let mut child = child.spawn().unwrap();
         let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
-        let line = process.command_line();
+        // For a moment after its start a process has no arguments yet.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let line = loop {
+            match process.command_line() {
+                None if std::time::Instant::now() < deadline => std::thread::yield_now(),
+                line => break line,
+            }
+        };
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(line.unwrap(), ["/usr/bin/qemu-system-x86_64", "60"]);

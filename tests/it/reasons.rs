@@ -49,7 +49,7 @@ fn every_reason_stands_in_the_operations_guide() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = fs::read_to_string(root.join("docs/operations.md")).unwrap();
     let mut files = Vec::new();
-    for part in ["engine", "repo", "qmp", "qcow2", "agent", "rpc"] {
+    for part in ["engine", "repo", "qmp", "qcow2", "agent", "rpc", "cli"] {
         sources(&root.join("src").join(part), &mut files);
     }
     let mut all = BTreeSet::new();

@@ -48,11 +48,12 @@ fn main() -> ExitCode {
 
     println!("Starting a Linux guest in QEMU with a qcow2 and a raw disk, which writes to both all the time …");
     let began = Instant::now();
-    let machine = machine();
+    let monitor = folder.join("monitor.qmp");
+    let machine = machine(&monitor);
     machine.console().wait_until_up();
     machine.console().go();
     println!("  up after {:.1} s", began.elapsed().as_secs_f64());
-    act(Parts { installation, tenant: installation.tenant(), machine });
+    act(Parts { installation, tenant: installation.tenant(), machine, monitor });
     ExitCode::SUCCESS
 }
 
@@ -61,11 +62,16 @@ struct Parts {
     installation: &'static installation::Installation,
     tenant: installation::Tenant,
     machine: lab::machine::Machine,
+    /// A monitor that nobody holds.
+    monitor: std::path::PathBuf,
 }
 
-fn machine() -> lab::machine::Machine {
+/// With a monitor for the person, beside the one that the agent holds.
+fn machine(person: &std::path::Path) -> lab::machine::Machine {
     const MIB: u64 = 1 << 20;
+    let monitor = format!("unix:{},server=on,wait=off", person.display());
     lab::machine::Plan::new()
+        .arguments(&["-qmp", &monitor])
         .disk(lab::machine::Disk::qcow2("system", 64 * MIB))
         .disk(lab::machine::Disk::raw("data", 32 * MIB + 512))
         .linux()

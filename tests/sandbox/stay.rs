@@ -10,7 +10,7 @@ use crate::{
 };
 
 pub(crate) fn until_stopped(parts: Parts) {
-    let Parts { installation, tenant, machine } = parts;
+    let Parts { installation, tenant, machine, monitor } = parts;
     let node = NODES[0];
     tenant.declare_guest(node, "db-1", &machine.qmp(), "");
     tenant.wait_for("guests.driftline.dev/db-1", "Ready", Duration::from_secs(60));
@@ -40,16 +40,18 @@ pub(crate) fn until_stopped(parts: Parts) {
     let restore = write("restore.yaml", object("RestoreRun", "back", spec));
 
     let plane = installation.plane;
-    println!("\nEverything runs, in a network namespace of its own, until you press Ctrl-C. In another shell:\n");
+    println!(
+        "\nEverything runs, in a network namespace of its own, until you press Ctrl-C (or `kill -TERM` the make). In another\nshell:\n"
+    );
     println!("  export KUBECONFIG={}", quoted(&plane.admin_kubeconfig()));
     println!("  alias kubectl={}", quoted(&plane.program("kubectl")));
     println!("  kubectl config set-context --current --namespace={}", tenant.namespace);
     println!("  kubectl get guests.driftline.dev");
     println!("  kubectl apply -f {}", quoted(&backup));
     println!("  kubectl wait --for=condition=Complete backupruns.driftline.dev/first");
-    println!("  kubectl get restorepoints.driftline.dev      # its name goes into the next file, for POINT");
-    println!("  kubectl apply -f {}", quoted(&restore));
-    println!("\nThe guest's monitor for `driftline … --qmp`: {}", quoted(&machine.qmp()));
+    println!("  kubectl get restorepoints.driftline.dev      # its name goes into the next line, for POINT");
+    println!("  sed s/POINT/the-name/ {} | kubectl apply -f -", quoted(&restore));
+    println!("\nA monitor of the guest for you, beside the one that the agent holds: {}", quoted(&monitor));
     println!("Logs: {}", quoted(&installation.host("").join("*.log")));
     loop {
         std::thread::park();

@@ -72,9 +72,13 @@ fn a_disk_that_is_included_and_excluded_is_refused() {
 
 #[test]
 fn durations_and_rates_are_refused_with_what_to_write() {
-    let changes: [(Change, &str); 3] = [
+    let changes: [(Change, &str); 4] = [
         (("activeDeadline", |s| s.active_deadline = "soon".to_owned()), "such as 90s, 6h or 7d"),
         (("ttlAfterFinished", |s| s.ttl_after_finished = Some("1w".to_owned())), "such as 90s, 6h or 7d"),
+        (
+            ("no bandwidth at all", |s| s.transfer = Some(Transfer { bandwidth: Some("0Mi".to_owned()) })),
+            "leave it out",
+        ),
         (("bandwidth", |s| s.transfer = Some(Transfer { bandwidth: Some("-1Mi".to_owned()) })), "such as 100Mi"),
     ];
     for ((field, change), says) in changes {

@@ -48,7 +48,7 @@ fn check_guest(run: &BackupRun, object: bool, world: &guest::World) -> Result<St
     let (_, reason, message) = guest::words(&plan);
     match &plan {
         guest::Plan::Discovered => {}
-        guest::Plan::PoweredOff => return Err(Blocker::stays(Reason::GuestPoweredOff, message)),
+        guest::Plan::PoweredOff(_) => return Err(Blocker::problem(Reason::GuestPoweredOff, message)),
         guest::Plan::NotDiscovered
         | guest::Plan::Vanished
         | guest::Plan::ClaimedTwice(_)
@@ -124,7 +124,12 @@ fn check_repository(
     // Whether a repository of another namespace exists is told only to those who may use it.
     let Some(repository) = found.filter(|r| r.spec.allows(at, &namespace)) else {
         return Err(if at == namespace {
-            Blocker::stays(Reason::RepositoryNotFound, format!("There is no BackupRepository {name}."))
+            Blocker::stays(
+                Reason::RepositoryNotFound,
+                format!(
+                    "There is no BackupRepository {name}: `kubectl get backuprepositories.driftline.dev` shows those that there are."
+                ),
+            )
         } else {
             let message = format!(
                 "There is no BackupRepository {name} that namespace {namespace} may use: its usagePolicy.allowedNamespaces has to name it."

@@ -145,12 +145,14 @@ fn words(plan: &Plan, world: &World) -> (&'static str, Stage, String, String) {
             format!("{position} run(s) of the same guest are in front, first {behind}."),
         ),
         Plan::Pause { .. } => {
-            let text = "A try failed; the next one starts at retryTime.".to_owned();
+            let text = "A try failed; status.retryTime says when the next one starts.".to_owned();
             ("Pending", Stage::NotReady, Reason::Retrying.as_str().to_owned(), text)
         }
         Plan::Retry { reason, message, .. } => {
-            let text =
-                format!("Try {} failed ({reason}: {message}); the next one starts at retryTime.", world.attempts);
+            let text = format!(
+                "Try {} failed ({reason}: {message}); status.retryTime says when the next one starts.",
+                world.attempts
+            );
             ("Pending", Stage::NotReady, Reason::Retrying.as_str().to_owned(), text)
         }
         Plan::Intend { node, .. } | Plan::Start { node } => {

@@ -43,7 +43,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Opens the folder of `path` and looks whether the restore may write there. Removes what killed restores left.
+    /// Opens the folder of `path` and looks whether the restore may write there. Changes nothing.
     pub(super) fn prepare(
         repository: &Repository,
         roots: &RestoreRoots,
@@ -63,7 +63,6 @@ impl Target {
         let (path, name) = (path.to_owned(), name.to_owned());
         let target = Self { path, folder, name, replaced: None, temporary: None, done: false };
         target.refuse_repository(repository)?;
-        target.clear_leftovers()?;
         target.look(request)
     }
 
@@ -207,7 +206,8 @@ impl Target {
         Ok(())
     }
 
-    fn clear_leftovers(&self) -> Result<(), RestoreError> {
+    /// Removes what killed restores left in the folder.
+    pub(super) fn clear_leftovers(&self) -> Result<(), RestoreError> {
         for name in self.folder.entries().map_err(|source| self.failed(source))? {
             let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)) else {
                 continue;

@@ -20,6 +20,7 @@ fn wrong_words_are_refused_with_status_2_and_what_to_write() {
         (vec!["verify", "--repository", &repository, "--point", "01j00000000000000000000000"], "has no point"),
         (vec!["restore", "--repository", &repository, "--point", "latest", "--to", &to], "it has disk0"),
         (vec!["backup", "--qmp", &qmp, "--repository", &repository, "--disk", "nodisk"], "it has disk0"),
+        (vec!["backup", "--qmp", &qmp, "--repository", &repository, "--exclude", "nodisk"], "it has disk0"),
         (vec!["frobnicate"], "unrecognized"),
     ] {
         let output = host.run(&words);
@@ -78,8 +79,44 @@ fn restores_stay_beneath_the_hosts_roots() {
         let to = format!("disk0={}", host.path(target).display());
         let words = ["restore", "--repository", &host.repository(), "--point", "latest", "--to", &to];
         refused(&host, &words, "OutsideRoots", "roots");
+        refused(&host, &[&words[..], &["--dry-run"]].concat(), "OutsideRoots", "roots");
         assert!(!host.path("outside.qcow2").exists(), "{target}");
     }
+}
+
+#[test]
+fn a_dry_run_refuses_what_the_restore_would_and_changes_nothing() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    host.backup(&machine);
+    let leftover = host.path("restored/.driftline-00000000deadbeef.partial");
+    for file in [&host.path("restored/there"), &leftover] {
+        std::fs::write(file, "somebody's").unwrap();
+    }
+    for (target, reason, says) in [
+        ("restored/there", "TargetExists", "--overwrite Always"),
+        ("restored/missing/new", "TargetFolderMissing", "make the folder"),
+    ] {
+        let to = format!("disk0={}", host.path(target).display());
+        let words = ["restore", "--repository", &host.repository(), "--point", "latest", "--to", &to, "--dry-run"];
+        refused(&host, &words, reason, says);
+    }
+    let to = format!("disk0={}", host.path("restored/new").display());
+    let words = ["restore", "--repository", &host.repository(), "--point", "latest", "--to", &to, "--dry-run"];
+    assert_eq!(host.run(&words).status.code(), Some(0));
+    assert!(leftover.exists() && !host.path("restored/new").exists());
+}
+
+#[test]
+fn one_wrong_file_hides_no_other_machine() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    let good = format!("name = \"db-1\"\nnamespace = \"team-a\"\nqmp = {:?}\n", machine.qmp());
+    std::fs::write(host.path("guests.d/good.toml"), good).unwrap();
+    std::fs::write(host.path("guests.d/bad.toml"), "name = ").unwrap();
+    let guests = host.json(&["guests"]);
+    assert_eq!(guests["guests"][0]["problem"]["reason"], "HostFileInvalid", "{guests}");
+    assert_eq!(guests["guests"][1]["disks"][0]["name"], "disk0", "{guests}");
 }
 
 #[test]
