@@ -11,10 +11,13 @@ pub const REMOVED: &str = "<removed>";
 
 /// Keys whose values are secrets, wherever they stand; with dots before them too, as in `file.password`. Keys that end in
 /// `-secret` or `id` name an object that holds one, and stay.
-const SECRETS: [&str; 6] = ["password", "passwd", "key", "cookie", "data", "secret"];
+const SECRETS: [&str; 4] = ["key", "cookie", "data", "secret"];
 
 /// Options whose values are handed to the guest, where passwords and tokens are commonly found: its first configuration.
 const GUEST_DATA: [(&str, &str); 2] = [("-fw_cfg", "string"), ("-smbios", "value")];
+
+/// Parts of the names of kernel arguments that hold secrets, such as `systemd.set_credential`.
+const KERNEL_SECRETS: [&str; 6] = ["credential", "password", "passwd", "token", "secret", "key"];
 
 /// The arguments without their secrets, the program's name first.
 pub fn without_secrets(arguments: &[String]) -> Vec<String> {
@@ -25,16 +28,43 @@ pub fn without_secrets(arguments: &[String]) -> Vec<String> {
 fn clean_argument(option: &str, argument: &str) -> String {
     // `--object` is `-object`.
     let option = if option.starts_with("--") { &option[1..] } else { option };
-    if let Ok(mut json @ (Value::Object(_) | Value::Array(_))) = serde_json::from_str::<Value>(argument) {
-        clean_json(&mut json);
-        return json.to_string();
+    if argument.starts_with(['{', '[']) {
+        return clean_document(argument);
+    }
+    if argument.starts_with("json:") {
+        return clean_name(argument);
+    }
+    match option {
+        "-append" => return argument.split(' ').map(clean_kernel_argument).collect::<Vec<_>>().join(" "),
+        // A command of the shell.
+        "-incoming" if argument.starts_with("exec:") => return format!("exec:{REMOVED}"),
+        _ => {}
     }
     let parts = split(argument).into_iter().map(|part| match part.split_once('=') {
-        Some((key, value)) if is_secret(option, key) && !is_switch(value) => format!("{key}={REMOVED}"),
+        Some((key, value)) if is_secret(option, key, value) && !is_switch(value) => format!("{key}={REMOVED}"),
+        Some(("guestfwd", value)) => match value.split_once("-cmd:") {
+            Some((from, _)) => format!("guestfwd={from}-cmd:{REMOVED}"),
+            None => part.to_owned(),
+        },
+        // Commas of a value are doubled.
+        Some((key, value)) if value.starts_with("json:") => {
+            format!("{key}={}", clean_name(&value.replace(",,", ",")).replace(',', ",,"))
+        }
         Some((key, value)) if !key.contains("://") => format!("{key}={}", clean_name(value)),
         _ => clean_name(part),
     });
     parts.collect::<Vec<_>>().join(",")
+}
+
+/// QEMU's JSON, which takes more than JSON is, such as single quotes: what cannot be read here is taken out as a whole.
+fn clean_document(text: &str) -> String {
+    match serde_json::from_str(text) {
+        Ok(mut json) => {
+            clean_json(&mut json);
+            json.to_string()
+        }
+        Err(_) => REMOVED.to_owned(),
+    }
 }
 
 fn clean_json(json: &mut Value) {
@@ -42,7 +72,7 @@ fn clean_json(json: &mut Value) {
         Value::Object(members) => {
             for (key, value) in members {
                 match value {
-                    Value::String(text) if is_secret("", key) => REMOVED.clone_into(text),
+                    Value::String(text) if is_secret("", key, text) => REMOVED.clone_into(text),
                     value => clean_json(value),
                 }
             }
@@ -53,9 +83,23 @@ fn clean_json(json: &mut Value) {
     }
 }
 
-fn is_secret(option: &str, key: &str) -> bool {
+fn clean_kernel_argument(argument: &str) -> String {
+    match argument.split_once('=') {
+        Some((name, _)) if KERNEL_SECRETS.iter().any(|word| name.to_ascii_lowercase().contains(word)) => {
+            format!("{name}={REMOVED}")
+        }
+        _ => argument.to_owned(),
+    }
+}
+
+fn is_secret(option: &str, key: &str, value: &str) -> bool {
     let last = key.rsplit('.').next().unwrap_or(key);
-    SECRETS.contains(&last) || GUEST_DATA.contains(&(option, key))
+    SECRETS.contains(&last)
+        || last.ends_with("password")
+        || last.ends_with("passwd")
+        || GUEST_DATA.contains(&(option, key))
+        // The data of cloud-init can stand in any of these texts.
+        || (option == "-smbios" && value.contains([';', '=']))
 }
 
 /// `-vnc …,password=on` says that there is a password, not which.
@@ -83,26 +127,44 @@ fn split(argument: &str) -> Vec<&str> {
 }
 
 /// The name of a disk, without what it says to who serves it.
-fn clean_name(name: &str) -> String {
-    if let Some(rest) = name.strip_prefix("json:")
-        && let Ok(mut json) = serde_json::from_str::<Value>(rest)
-    {
-        clean_json(&mut json);
-        return format!("json:{json}");
+pub(super) fn clean_name(name: &str) -> String {
+    if let Some(document) = name.strip_prefix("json:") {
+        return format!("json:{}", clean_document(document));
     }
-    if name.starts_with("rbd:") {
-        let parts = name.split(':').map(|part| match part.split_once('=') {
-            Some((key, _)) if is_secret("", key) => format!("{key}={REMOVED}"),
-            _ => part.to_owned(),
-        });
-        return parts.collect::<Vec<_>>().join(":");
+    if let Some(at) = name.find("rbd:") {
+        let (before, rbd) = name.split_at(at);
+        return format!("{before}{}", clean_rbd(rbd));
     }
     let Some((scheme, rest)) = name.split_once("://") else { return name.to_owned() };
-    let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    match host.rsplit_once('@') {
-        Some((_, host)) => format!("{scheme}://{REMOVED}@{host}{path}"),
-        None => name.to_owned(),
+    let authority = rest.find('/').unwrap_or(rest.len());
+    // libiscsi takes all up to the last @ for user and password.
+    let user = if scheme.ends_with("iscsi") { rest.rfind('@') } else { rest[..authority].rfind('@') };
+    let (user, rest) = match user {
+        Some(at) => (format!("{REMOVED}@"), &rest[at + 1..]),
+        None => (String::new(), rest),
+    };
+    // What a web server is asked beside the path can be a signature that stands for a password.
+    let rest = match rest.split_once('?') {
+        Some((path, _)) if scheme.ends_with("http") || scheme.ends_with("https") => format!("{path}?{REMOVED}"),
+        _ => rest.to_owned(),
+    };
+    format!("{scheme}://{user}{rest}")
+}
+
+/// `rbd:pool/image:key=…`, where a colon of a value has a backslash before it.
+fn clean_rbd(name: &str) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for part in name.split(':') {
+        match parts.last_mut() {
+            Some(last) if last.ends_with('\\') => *last = format!("{last}:{part}"),
+            _ => parts.push(part.to_owned()),
+        }
     }
+    let clean = parts.into_iter().map(|part| match part.split_once('=') {
+        Some((key, value)) if is_secret("", key, value) => format!("{key}={REMOVED}"),
+        _ => part,
+    });
+    clean.collect::<Vec<_>>().join(":")
 }
 
 #[cfg(test)]
@@ -145,13 +207,33 @@ mod tests {
             ("-iscsi", "user=me,password=x", "user=me,password=<removed>"),
             ("-drive", "file=rbd:pool/a:id=admin:key=AQx==:conf=/c", "file=rbd:pool/a:id=admin:key=<removed>:conf=/c"),
             ("-drive", "file=iscsi://me%pw@10.0.0.1/iqn/1,if=none", "file=iscsi://<removed>@10.0.0.1/iqn/1,if=none"),
-            ("-cdrom", "https://me:pw@example.com/a@b.iso?x=1", "https://<removed>@example.com/a@b.iso?x=1"),
+            ("-cdrom", "https://me:pw@example.com/a@b.iso?x=1", "https://<removed>@example.com/a@b.iso?<removed>"),
+            ("-drive", "file=iscsi://me%p/w@10.0.0.1/iqn/1,if=none", "file=iscsi://<removed>@10.0.0.1/iqn/1,if=none"),
+            ("-drive", r"file=blkdebug::rbd:p/a:key=A\:B:conf=/c", "file=blkdebug::rbd:p/a:key=<removed>:conf=/c"),
+            (
+                "-drive",
+                r#"file=json:{"driver":"https",,"cookie":"c"},if=none"#,
+                r#"file=json:{"driver":"https",,"cookie":"<removed>"},if=none"#,
+            ),
+            ("-object", "{'qom-type':'secret','id':'s1','data':'x'}", "<removed>"),
+            ("-spice", "port=1,x509-key-password=x", "port=1,x509-key-password=<removed>"),
+            (
+                "-append",
+                "console=ttyS0 systemd.set_credential=a:b api_token=t quiet",
+                "console=ttyS0 systemd.set_credential=<removed> api_token=<removed> quiet",
+            ),
+            ("-smbios", "type=1,serial=ds=nocloud;password:x", "type=1,serial=<removed>"),
+            ("-incoming", "exec:curl -u me:x https://h", "exec:<removed>"),
+            (
+                "-netdev",
+                "user,id=n,guestfwd=tcp:10.0.2.1:1-cmd:nc -p x",
+                "user,id=n,guestfwd=tcp:10.0.2.1:1-cmd:<removed>",
+            ),
             (
                 "-blockdev",
                 r#"{"driver":"raw","file":{"driver":"https","url":"https://u:p@h/x","cookie":"c"}}"#,
                 r#"{"driver":"raw","file":{"driver":"https","url":"https://<removed>@h/x","cookie":"<removed>"}}"#,
             ),
-            ("-drive", r#"file=json:{"driver":"ssh"},,x"#, r#"file=json:{"driver":"ssh"},,x"#),
             ("-fw_cfg", "name=opt/com.coreos/config,string={secret}", "name=opt/com.coreos/config,string=<removed>"),
             ("-smbios", "type=11,value=io.systemd.credential:a=b", "type=11,value=<removed>"),
         ] {

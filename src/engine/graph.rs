@@ -13,6 +13,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 
 pub use self::{eligible::Ineligible, inspect::inspect};
+use super::definition::clean_name;
 use crate::{
     ids::{BitmapName, DiskName, GuestId},
     qmp::{
@@ -105,7 +106,7 @@ pub struct DiskFacts {
     pub driver: String,
     /// The image's format, as QEMU names it.
     pub format: String,
-    /// The image's file.
+    /// The image's file, or the name of what serves it, without passwords.
     pub file: String,
     /// The size that the guest sees, in bytes.
     pub virtual_size: u64,
@@ -294,7 +295,7 @@ impl<'a> View<'a> {
         disk.node_name.clone_from(&node.node_name);
         disk.driver.clone_from(&node.drv);
         disk.format.clone_from(&node.image.format);
-        disk.file.clone_from(&node.file);
+        disk.file = clean_name(&node.file);
         disk.virtual_size = node.image.virtual_size;
         disk.persistent_bitmaps = eligible::keeps_bitmaps(node);
         disk.bitmaps = node.dirty_bitmaps.iter().filter_map(BitmapFacts::new).collect();
