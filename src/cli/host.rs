@@ -86,16 +86,16 @@ impl Host {
 
     /// The file that this host has about the machine at a monitor socket.
     pub(super) fn guest_file(&self, socket: &Path) -> Result<Option<GuestFile>, CliError> {
-        let wanted = socket.canonicalize().unwrap_or_else(|_| socket.to_owned());
+        let wanted = canonical(socket);
         for path in guest_files(&self.config.guests)? {
             let file = match GuestFile::load(&path) {
                 Ok(file) => file,
                 // Its machine would be backed up under another name and namespace than the file means.
-                Err(error) if mentions(&path, socket) || mentions(&path, &wanted) => return Err(error.into()),
+                Err(error) if is_about(&path, &wanted) => return Err(error.into()),
                 // A wrong file of another machine is not this command's business.
                 Err(_) => continue,
             };
-            if file.qmp.canonicalize().unwrap_or_else(|_| file.qmp.clone()) == wanted {
+            if canonical(&file.qmp) == wanted {
                 return Ok(Some(file));
             }
         }
@@ -125,9 +125,18 @@ pub(super) fn guest_files(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     Ok(files)
 }
 
-/// Whether a file that cannot be used names the socket all the same.
-fn mentions(file: &Path, socket: &Path) -> bool {
-    socket.to_str().is_some_and(|socket| config::read(file).is_ok_and(|text| text.contains(socket)))
+/// Whether a file that cannot be used is about the machine at `socket`, which is canonical.
+fn is_about(file: &Path, socket: &Path) -> bool {
+    let Ok(text) = config::read(file) else { return false };
+    let Ok(table) = toml::from_str::<toml::Table>(&text) else {
+        // No TOML at all: what stands in quotes is looked at.
+        return text.split(['"', '\'']).any(|part| canonical(Path::new(part)) == socket);
+    };
+    table.get("qmp").and_then(toml::Value::as_str).is_some_and(|qmp| canonical(Path::new(qmp)) == socket)
+}
+
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// The monitor at a socket.
@@ -177,5 +186,8 @@ mod tests {
         let refused = host.guest_file(Path::new("/run/a.qmp")).unwrap_err().to_string();
         assert!(refused.contains("a.toml"), "{refused}");
         assert_eq!(host.guest_file(Path::new("/run/b.qmp")).unwrap(), None);
+        assert_eq!(host.guest_file(Path::new("/run/a")).unwrap(), None);
+        std::fs::write(folder.path().join("b.toml"), "name = \nqmp = '/run/b.qmp'\n").unwrap();
+        assert!(host.guest_file(Path::new("/run/b.qmp")).is_err());
     }
 }

@@ -99,7 +99,8 @@ pub fn steps(record: &Record) -> Vec<Step> {
         steps.push(Step::CreateDisk { disk: disk.name.clone(), virtual_size: disk.virtual_size, bound: disk.bound });
     }
     for variables in &record.variables {
-        steps.push(Step::StoreVariables { disk: variables.disk.clone(), file: variables.file.clone() });
+        let step = |file: &PathBuf| Step::StoreVariables { disk: variables.disk.clone(), file: file.clone() };
+        steps.extend(variables.file.as_ref().map(step));
     }
     for (index, disk) in record.disks.iter().enumerate() {
         steps.push(Step::OpenTarget {

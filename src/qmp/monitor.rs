@@ -205,7 +205,7 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
     let facts = Facts {
         version,
         out_of_band: !enable.is_empty(),
-        process: pid.and_then(Process::of),
+        process: pid.and_then(Process::of).filter(Process::is_qemu),
         schema: Arc::default(),
         known: Arc::default(),
     };

@@ -1,7 +1,14 @@
 //! The process behind a monitor: its id and start time, so that "QEMU is gone" can be proven later, by an agent that
 //! was itself restarted in between. A refused connection proves nothing. Reads `/proc`.
 
-use std::{fs, io::Read, path::Path};
+use std::{
+    fs,
+    io::Read,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,8 +20,8 @@ const READINGS: usize = 5;
 
 /// One process of one boot of this host; never mistaken for a later one that got the same id.
 ///
-/// It is the process that listens on the socket. That is QEMU itself, unless QEMU inherited the socket: under libvirt
-/// it is libvirt's daemon, and this says nothing of QEMU's life.
+/// Who listens on a monitor's socket is QEMU itself, unless QEMU inherited the socket, as under libvirt, or somebody stands
+/// between: see `is_qemu`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
@@ -46,31 +53,48 @@ impl Process {
         }
     }
 
-    /// What is in a regular file that the process has open under this name, at most `limit` bytes. None when it has no such
-    /// file open, or when the file is larger, cannot be read, or changes as fast as it is read.
+    /// Whether it is QEMU, by the name that it was started under. The listener of a monitor may be another one: libvirt's
+    /// daemon, a launcher, a proxy. Their end says nothing of QEMU's.
+    pub fn is_qemu(&self) -> bool {
+        // The short name first: it is read without the process's memory, which one that hangs in the kernel may hold.
+        let short = fs::read_to_string(format!("/proc/{}/comm", self.pid)).unwrap_or_default();
+        is_qemus_name(short.trim_end()) || self.program().is_some_and(|program| is_qemus_name(&program))
+    }
+
+    /// The last part of the name that it was started under.
+    fn program(&self) -> Option<String> {
+        let mut start = Vec::new();
+        fs::File::open(format!("/proc/{}/cmdline", self.pid)).ok()?.take(4096).read_to_end(&mut start).ok()?;
+        let name = start.split(|byte| *byte == 0).next()?.rsplit(|byte| *byte == b'/').next()?;
+        Some(String::from_utf8_lossy(name).into_owned())
+    }
+
+    /// What is in a regular file that the process has open, at most `limit` bytes. None when it has no such file open for
+    /// reading, or when the file is larger, cannot be read, or changes as fast as it is read.
     ///
-    /// By the process's own descriptor: the name alone is what QEMU says, and could be that of any file of the host.
+    /// By the process's own descriptor and with its access: the name alone is what QEMU says, and could be that of any file
+    /// of the host. Opening `/proc/PID/fd/N` would open the file anew with the reader's rights, also where the process may
+    /// not read it (`O_PATH`).
     pub fn read_open_file(&self, name: &Path, limit: u64) -> Option<Vec<u8>> {
+        // A relative name is one of the process.
+        let meant = fs::metadata(Path::new("/proc").join(self.pid.to_string()).join("cwd").join(name)).ok()?;
+        let same = |other: &fs::Metadata| (other.dev(), other.ino()) == (meant.dev(), meant.ino());
         let folder = fs::read_dir(format!("/proc/{}/fd", self.pid)).ok()?;
-        let links = folder.flatten().map(|entry| entry.path());
-        let link = links.into_iter().find(|link| fs::read_link(link).is_ok_and(|target| target == name))?;
-        let read = || {
-            // A look before opening: to open a FIFO would block.
-            fs::metadata(&link).ok().filter(fs::Metadata::is_file)?;
-            let mut bytes = Vec::new();
-            fs::File::open(&link).ok()?.take(limit + 1).read_to_end(&mut bytes).ok()?;
-            (bytes.len() as u64 <= limit).then_some(bytes)
-        };
-        let mut last = read()?;
-        for _ in 0..READINGS {
-            let now = read()?;
-            if now == last {
-                // The id could have become another process's before.
-                return self.is_alive().then_some(now);
-            }
-            last = now;
+        let links = folder.flatten().filter(|entry| fs::metadata(entry.path()).is_ok_and(|found| same(&found)));
+        let numbers = links.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let process = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // The id could have become another process's before.
+        if !self.is_alive() {
+            return None;
         }
-        None
+        numbers.into_iter().find_map(|number: i32| {
+            let file = fs::File::from(pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?);
+            let found = file.metadata().ok()?;
+            if !found.is_file() || !same(&found) || found.len() > limit {
+                return None;
+            }
+            read_settled(&file, usize::try_from(found.len()).ok()?)
+        })
     }
 
     /// The arguments that QEMU was started with, its own name first. None when they cannot be read, are none of UTF-8 or
@@ -84,9 +108,30 @@ impl Process {
             return None;
         }
         let arguments: Vec<_> = text.strip_suffix('\0').unwrap_or(&text).split('\0').map(str::to_owned).collect();
-        let program = Path::new(arguments.first()?).file_name()?.to_str()?;
-        (program.contains("qemu") || program == "kvm").then_some(arguments)
+        self.is_qemu().then_some(arguments)
     }
+}
+
+/// Not libvirt's `virtqemud`.
+fn is_qemus_name(name: &str) -> bool {
+    name.starts_with("qemu") || name == "kvm"
+}
+
+/// The whole file, once two readings are equal. The descriptor's position is the process's too, and stays.
+fn read_settled(file: &fs::File, length: usize) -> Option<Vec<u8>> {
+    let read = || {
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0).ok().map(|()| bytes)
+    };
+    let mut last = read()?;
+    for _ in 0..READINGS {
+        let now = read()?;
+        if now == last {
+            return Some(now);
+        }
+        last = now;
+    }
+    None
 }
 
 fn boot_id() -> Option<String> {
@@ -153,9 +198,17 @@ mod tests {
         let path = folder.path().canonicalize().unwrap().join("vars");
         fs::write(&path, "variables").unwrap();
         let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(me.read_open_file(&path, 64), None);
+        let flags = rustix::fs::OFlags::PATH;
+        let _seen = rustix::fs::open(&path, flags, rustix::fs::Mode::empty()).unwrap();
+        let _written = fs::File::options().append(true).open(&path).unwrap();
+        assert_eq!(me.read_open_file(&path, 64), None, "it may not read it");
         let _open = fs::File::open(&path).unwrap();
-        assert_eq!(me.read_open_file(&path, 64).unwrap(), b"variables");
+        for name in [&path, &link] {
+            assert_eq!(me.read_open_file(name, 64).unwrap(), b"variables");
+        }
         assert_eq!(me.read_open_file(&path, 8), None);
         assert_eq!(me.read_open_file(Path::new("/etc/passwd"), 1 << 20), None);
     }

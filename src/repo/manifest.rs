@@ -195,6 +195,9 @@ pub struct Definition {
     /// The variables of its firmware, as they were shortly before the instant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub variables: Vec<StoredVariables>,
+    /// The pflash drives whose variables could not be stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub variables_left_out: Vec<DiskName>,
     /// Keys of other versions.
     #[serde(flatten)]
     pub other: Map<String, Value>,

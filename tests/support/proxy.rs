@@ -114,13 +114,13 @@ fn program() -> &'static str {
     PROGRAM.get_or_init(|| {
         let test = std::env::current_exe().expect("a test knows its own file");
         let profile = test.parent().and_then(Path::parent).expect("tests are built into PROFILE/deps");
-        let program = profile.join("examples/qmp-proxy");
+        let program = profile.join("examples/qemu-monitor-proxy");
         let support = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support");
         let age = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
         let sources = [support.join("qmp_proxy.rs"), support.join("proxy_rules.rs")];
         if age(&program).is_none_or(|built| sources.iter().any(|source| age(source) > Some(built))) {
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.args(["build", "--quiet", "--example", "qmp-proxy", "--features", "fake"]);
+            cargo.args(["build", "--quiet", "--example", "qemu-monitor-proxy", "--features", "fake"]);
             cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO_TARGET_DIR", profile.parent().unwrap_or(profile));
             super::machine::run(&mut cargo);
         }

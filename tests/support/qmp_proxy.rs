@@ -1,7 +1,7 @@
 //! A proxy on a QEMU monitor, as a process of its own: it counts commands, and drops, delays, holds or cuts what the
 //! test says. Descriptors (SCM_RIGHTS) pass through. It ends when its QEMU ends.
 //!
-//!     qmp-proxy LISTEN UPSTREAM CONTROL QEMU-PID
+//!     qemu-monitor-proxy LISTEN UPSTREAM CONTROL QEMU-PID
 //!
 //! A process of its own, because whoever is under test takes the listener's pid (SO_PEERCRED) for QEMU's.
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test's helper: a panic is its way to fail")]

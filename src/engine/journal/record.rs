@@ -56,8 +56,9 @@ pub struct Record {
 pub struct RecordVariables {
     /// The pflash drive.
     pub disk: DiskName,
-    /// The file, by the name that QEMU has it open under.
-    pub file: PathBuf,
+    /// The file, by the name that QEMU knows it under. None where the file is not what the machine reads: QEMU keeps parts
+    /// of a qcow2 to itself while it runs (measured on QEMU 7.2), and a raw file can be a part of another one.
+    pub file: Option<PathBuf>,
 }
 
 /// The states of an attempt. `committed` has none: the manifest is the commit.

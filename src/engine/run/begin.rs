@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, os::fd::AsFd, path::PathBuf, sync::Arc, time::D
 
 use jiff::Timestamp;
 
-use super::{Done, EngineError, Halt, Run};
+use super::{Done, EngineError, Halt, Run, follow::is_migrating};
 use crate::{
     engine::{
-        choose::choose,
+        choose::{Refusal, choose},
         definition,
         graph::{DiskFacts, GuestFacts, Ineligible, PowerState, inspect},
         journal::{Record, RecordDisk, RecordVariables, State},
@@ -21,7 +21,7 @@ use crate::{
     ids::{AttemptId, BitmapName, LineageId, PointId},
     qmp::{
         Client, Process,
-        command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, Transaction},
+        command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, QueryMigrate, Transaction},
     },
     repo::{PartialPoint, RepoError, Repository, Scan, Space},
 };
@@ -43,6 +43,11 @@ impl Run<'_> {
         self.phase(Phase::Preparing);
         let client = self.client().await?;
         let guest = inspect(&client).await?;
+        // One that has begun still says `running`.
+        let migration = self.execute(&client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
+        if migration.status.is_some_and(|status| is_migrating(&status)) {
+            return Err(EngineError::Refused(Refusal::Migrating).into());
+        }
         let (space, scan) = self.look_at_repository(request).await?;
         let path = &request.repository.path;
         if !space.local {
@@ -303,7 +308,12 @@ async fn command_line(process: Option<&Process>) -> Option<Vec<String>> {
 /// The drives whose files hold the firmware's variables.
 fn variables(disks: &[DiskFacts]) -> Vec<RecordVariables> {
     let firmware = disks.iter().filter(|disk| disk.ineligible == Some(Ineligible::FirmwareVariables));
-    firmware.map(|disk| RecordVariables { disk: disk.name.clone(), file: disk.file.clone().into() }).collect()
+    firmware
+        .map(|disk| {
+            let plain = disk.driver == "raw" && disk.filters.is_empty() && !disk.file.starts_with("json:");
+            RecordVariables { disk: disk.name.clone(), file: plain.then(|| disk.file.clone().into()) }
+        })
+        .collect()
 }
 
 async fn read_variables(process: Option<&Process>, file: PathBuf) -> Option<Vec<u8>> {
@@ -325,10 +335,11 @@ fn top_of(guest: &GuestFacts, node: &str) -> String {
     guest.disks.iter().find(|disk| disk.node_name == node).map(|disk| disk.top_node.clone()).unwrap_or_default()
 }
 
-/// The largest id among the guest's points, whole or not. A folder of the future without a manifest does not count: one
+/// The largest id among the guest's points, whole or not. A folder of the future that is no whole point does not count: one
 /// with the name of the last instant there is, made by whomever, would leave no newer id for any point.
 fn newest(scan: &Scan, now_ms: u64) -> Option<PointId> {
     let whole = scan.points.iter().map(|point| &point.manifest.identity.point);
-    let partial = scan.partial.iter().filter(|point| point.unix_ms() < now_ms.saturating_add(ABANDONED_MS));
-    whole.chain(partial).chain(scan.findings.iter().filter_map(|finding| finding.point.as_ref())).max().cloned()
+    let of_this_time = |point: &&PointId| point.unix_ms() < now_ms.saturating_add(ABANDONED_MS);
+    let damaged = scan.findings.iter().filter_map(|finding| finding.point.as_ref());
+    whole.chain(scan.partial.iter().chain(damaged).filter(of_this_time)).max().cloned()
 }

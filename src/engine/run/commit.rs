@@ -13,6 +13,7 @@ use crate::{
         progress::Phase,
         space::CLUSTER,
     },
+    ids::DiskName,
     repo::{
         Manifest, PartialPoint, SealedDisk,
         manifest::{
@@ -73,10 +74,13 @@ impl Run<'_> {
             }
             sealed.push(found);
         }
-        let mut variables = Vec::new();
+        let mut variables = Variables::default();
         for drive in &record.variables {
             let (partial, disk) = (Arc::clone(&partial), drive.disk.clone());
-            variables.extend(self.repository(record, "seal", move |_| partial.variables(&disk)).await?);
+            match self.repository(record, "seal", move |_| partial.variables(&disk)).await? {
+                Some(stored) => variables.stored.push(stored),
+                None => variables.left_out.push(drive.disk.clone()),
+            }
         }
         let (record_there, engine) = (record.clone(), Arc::clone(&self.engine));
         self.repository(record, "commit", move |repository| {
@@ -107,8 +111,15 @@ impl Run<'_> {
     }
 }
 
+/// What became of the firmware's variables.
+#[derive(Default)]
+struct Variables {
+    stored: Vec<StoredVariables>,
+    left_out: Vec<DiskName>,
+}
+
 /// The manifest of an attempt whose disks are sealed.
-fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Vec<StoredVariables>) -> Manifest {
+fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Variables) -> Manifest {
     let request = &record.request;
     let other = serde_json::Map::new;
     let pairs = || record.disks.iter().zip(sealed);
@@ -167,7 +178,8 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Ve
         definition: Definition {
             block_graph: Some(record.block_graph.clone()),
             command_line: record.command_line.clone(),
-            variables,
+            variables: variables.stored,
+            variables_left_out: variables.left_out,
             other: other(),
         },
         versions: Versions {

@@ -181,7 +181,7 @@ fn is_unknown(error: &ExecuteError) -> bool {
     error.is_qemu("Failed to find node") || error.is_qemu("Cannot find device")
 }
 
-fn is_migrating(status: &str) -> bool {
+pub(super) fn is_migrating(status: &str) -> bool {
     !matches!(status, "none" | "completed" | "failed" | "cancelled")
 }
 

@@ -33,6 +33,7 @@ pub(super) fn listen(path: &Path) -> io::Result<(UnixListener, Standin)> {
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
     let in_child: OwnedFd = socket.as_fd().try_clone_to_owned()?;
     let mut command = Command::new("cat");
+    command.arg0("qemu-standin");
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
     // SAFETY: between fork and exec only the system call `listen` is made, which is async-signal-safe; the descriptor
     // is owned by the closure.
