@@ -22,7 +22,12 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "TargetFull" => "Free some space there, or name another path in a new RestoreRun",
         "TargetReadOnly" => "Mount the file system for writing, or name another path in a new RestoreRun",
         "DigestMismatch" => "Restore another point; `driftline verify` on the node tells all that is damaged",
-        "FolderMissing" => "Make the folder on the node; an empty one becomes a repository",
+        "FolderMissing" => "Mount its file system, or make the folder on the node: an empty one becomes a repository",
+        "RepositoryNotMounted" => "Mount its file system on the node",
+        "RepositoryIdMismatch" => {
+            "Mount the file system that the repository is on; where this folder is the one that is meant, delete the \
+             BackupRepository and make it again, which touches no data"
+        }
         "RepositoryNotEmpty" => "Name an empty folder, or the folder of a repository",
         "RepositoryReadOnly" => "Mount the repository's file system for writing on that node",
         "GuestBelongsToAnotherNamespace" => "Use another repository, or the namespace that the guest had",

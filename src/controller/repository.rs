@@ -1,7 +1,7 @@
 //! Kind BackupRepository: made into a repository once, by one agent, under an id that was written down before; then
 //! looked at by every agent again and again. A folder of another id, or of none, is never used.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future};
 use kube::{ResourceExt, runtime::controller::Action};
@@ -39,7 +39,12 @@ fn observe(context: &Context, repository: &BackupRepository) -> World {
     if let Some(only) = &spec.filesystem.node_name {
         sessions.retain(|node, _| node == only);
     }
+    let mut absent: BTreeSet<_> = context.agents.nodes().into_iter().filter(|n| !sessions.contains_key(n)).collect();
+    if let Some(only) = &spec.filesystem.node_name {
+        absent.retain(|node| node == only);
+    }
     World {
+        absent,
         invalid: frequency.as_ref().err().map(|e| format!("validationFrequency: {e}")),
         read_only: spec.access_mode == AccessMode::ReadOnly,
         owner: owner(context, repository, status.repository_id.as_deref()),
@@ -76,7 +81,8 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
     for _ in 0..STEPS {
         let next = plan::plan(&world, context.now());
         tracing::debug!(repository = write::full_name(&repository.metadata), ?next, "BackupRepository");
-        if context.is_young() && matches!(next, Plan::NoAgent(_)) {
+        // A controller that has just started has not heard of every agent yet.
+        if context.is_young() && matches!(next, Plan::NoAgent(_) | Plan::Unfit { .. }) {
             return Ok(Action::requeue(Duration::from_secs(1)));
         }
         let mut trouble = None;
@@ -84,6 +90,10 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
         match next {
             Plan::Refuse(reason, message) => {
                 trouble = Some(Trouble { reason: reason.as_str().to_owned(), message });
+                rest = Some(SOON);
+            }
+            Plan::Unfit { reason, message } => {
+                trouble = Some(Trouble { reason, message });
                 rest = Some(SOON);
             }
             Plan::NoAgent(message) => {
@@ -101,6 +111,11 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
                 Ok(is) => {
                     world.id = Some(is);
                     world.initialised = true;
+                }
+                // Another repository came to be there since its id was chosen: it is the one that is meant.
+                Err(why) if why.reason == "RepositoryIdMismatch" => {
+                    world.id = None;
+                    world.view = None;
                 }
                 Err(why) => {
                     trouble = Some(why);

@@ -229,7 +229,7 @@ impl RepoError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Path { source, .. } => match source {
-                RootsError::Missing { .. } => "RepositoryNotMounted",
+                RootsError::Missing { .. } => "FolderMissing",
                 other => other.reason(),
             },
             Self::NotMounted { .. } => "RepositoryNotMounted",

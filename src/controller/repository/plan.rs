@@ -85,6 +85,8 @@ pub struct World {
     pub only_node: Option<String>,
     /// Agents that are there and should see it, with their sessions.
     pub sessions: BTreeMap<String, String>,
+    /// Agents that should see it and do not answer.
+    pub absent: BTreeSet<String>,
     /// What they said last.
     pub view: Option<View>,
     /// The object's generation.
@@ -98,6 +100,13 @@ pub struct World {
 pub enum Plan {
     /// It cannot go on until somebody changes something.
     Refuse(Reason, String),
+    /// The folder cannot become a repository as it is, with the agent's word.
+    Unfit {
+        /// The word.
+        reason: String,
+        /// What is wrong and what to do.
+        message: String,
+    },
     /// There is nobody to ask.
     NoAgent(String),
     /// Ask all agents whether the folder is a repository already.
@@ -129,7 +138,7 @@ pub fn plan(world: &World, now: Timestamp) -> Plan {
     }
     if let Some(owner) = &world.owner {
         let message = format!(
-            "BackupRepository {owner} shows the same repository: use that one, or delete it. No data is lost by deleting either."
+            "BackupRepository {owner} shows the same repository: use that one, and delete this object. No data goes with it."
         );
         return Plan::Refuse(Reason::UsedByAnotherObject, message);
     }
@@ -160,12 +169,17 @@ pub fn plan(world: &World, now: Timestamp) -> Plan {
 /// What follows from the answers to whether the folder is a repository already.
 fn look(world: &World, view: &View, now: Timestamp) -> Plan {
     let mut ids = BTreeSet::new();
-    let mut silent = None;
+    let mut silent = false;
+    let mut unfit = None;
     for (node, answer) in &view.answers {
         match answer {
             Answer::Said(said) if said.id.parse::<RepositoryId>().is_ok() => drop(ids.insert(said.id.clone())),
-            Answer::Said(_) => {}
-            Answer::Silent(_, message) => silent = Some(format!("{node}: {message}")),
+            Answer::Said(_) => {
+                // A folder without a marker; whether it is empty is seen by whoever initialises it.
+                let other = answer.problem().filter(|(reason, _)| reason != "RepositoryNotMounted");
+                unfit = unfit.or(other.map(|(reason, message)| (reason, format!("Node {node}: {message}"))));
+            }
+            Answer::Silent(..) => silent = true,
         }
     }
     let mut ids = ids.into_iter();
@@ -178,11 +192,19 @@ fn look(world: &World, view: &View, now: Timestamp) -> Plan {
             ),
         ),
         // An agent that did not look could be the one that has the repository: nothing is made before all have.
-        (None, _, Some(_)) => match left(view, SOON, now) {
-            Some(after) => Plan::Rest { after },
-            None => Plan::Look,
+        (None, _, true) => look_again(view, now),
+        (None, _, false) if !world.absent.is_empty() && !world.read_only => match look_again(view, now) {
+            Plan::Rest { .. } => {
+                let nodes: Vec<_> = world.absent.iter().map(String::as_str).collect();
+                let message = format!(
+                    "Nothing is made before all agents have looked whether the folder is a repository already; those of {} do not answer.",
+                    nodes.join(", ")
+                );
+                Plan::Unfit { reason: Reason::AgentUnavailable.as_str().to_owned(), message }
+            }
+            again => again,
         },
-        (None, _, None) if world.read_only => {
+        (None, _, false) if world.read_only => {
             let told =
                 view.answers.values().find_map(Answer::problem).map(|(_, m)| format!(" {m}")).unwrap_or_default();
             Plan::Refuse(
@@ -190,7 +212,20 @@ fn look(world: &World, view: &View, now: Timestamp) -> Plan {
                 format!("The folder is no repository, and accessMode is ReadOnly.{told}"),
             )
         }
-        (None, _, None) => Plan::Choose,
+        // Its file system may not be mounted yet: an id that was chosen now would not be the repository's.
+        (None, _, false) => match (unfit, look_again(view, now)) {
+            (None, _) => Plan::Choose,
+            (Some((reason, message)), Plan::Rest { .. }) => Plan::Unfit { reason, message },
+            (Some(_), again) => again,
+        },
+    }
+}
+
+/// Asks again when the answers are no longer good.
+fn look_again(view: &View, now: Timestamp) -> Plan {
+    match left(view, SOON, now) {
+        Some(after) => Plan::Rest { after },
+        None => Plan::Look,
     }
 }
 

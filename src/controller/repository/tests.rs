@@ -68,6 +68,19 @@ fn nothing_is_made_while_an_agent_that_may_have_the_repository_is_silent() {
 }
 
 #[test]
+fn no_id_is_chosen_for_a_folder_that_is_missing_or_while_an_agent_of_the_directory_is_away() {
+    let missing = with_view(world(&["a"]), &[("a", wrong("FolderMissing"))]);
+    assert!(matches!(plan(&missing, now()), Plan::Unfit { reason, .. } if reason == "FolderMissing"));
+    assert_eq!(plan(&missing, now() + jiff::SignedDuration::from_secs(60)), Plan::Look);
+    let mut away = with_view(world(&["a"]), &[("a", wrong("RepositoryNotMounted"))]);
+    assert_eq!(plan(&away, now()), Plan::Choose);
+    away.absent.insert("b".to_owned());
+    assert!(matches!(plan(&away, now()), Plan::Unfit { message, .. } if message.contains('b')));
+    let found = with_view(away, &[("a", said(ID))]);
+    assert_eq!(plan(&found, now()), Plan::Adopt(ID.to_owned()));
+}
+
+#[test]
 fn different_repositories_at_one_path_are_refused() {
     let world = with_view(world(&["a", "b"]), &[("a", said(ID)), ("b", said(OTHER))]);
     assert!(matches!(plan(&world, now()), Plan::Refuse(Reason::Unavailable, _)));

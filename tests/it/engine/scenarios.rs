@@ -226,7 +226,7 @@ async fn what_can_be_known_before_is_refused_before_anything_is_done() {
             &|request| request.repository.id = "11111111-2222-3333-4444-555555555555".parse().unwrap(),
             "RepositoryIdMismatch",
         ),
-        refused(&|request| request.repository.path = request.repository.path.join("none"), "RepositoryNotMounted"),
+        refused(&|request| request.repository.path = request.repository.path.join("none"), "FolderMissing"),
         refused(&|request| request.guest.uuid = "11111111-2222-3333-4444-555555555555".parse().unwrap(), "WrongGuest"),
     ];
     for (run, reason) in runs {

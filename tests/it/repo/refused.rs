@@ -30,7 +30,7 @@ fn the_empty_folder_below_an_unmounted_file_system_is_not_opened() {
     let place = Place::new();
     let before = place.snapshot();
     assert_eq!(place.open().unwrap_err().reason(), "RepositoryNotMounted");
-    assert_eq!(open_at(&place, &place.path.join("gone")).unwrap_err().reason(), "RepositoryNotMounted");
+    assert_eq!(open_at(&place, &place.path.join("gone")).unwrap_err().reason(), "FolderMissing");
     assert_eq!(place.snapshot(), before);
 }
 

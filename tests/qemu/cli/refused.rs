@@ -58,7 +58,7 @@ fn what_cannot_be_used_is_refused_with_status_1_its_reason_and_the_way_out() {
         (&full, "RepositoryNotEmpty", "somebody.txt"),
         (&outside, "OutsideRoots", "host.toml"),
         (&link, "OutsideRoots", "symbolic link"),
-        (&missing, "RepositoryNotMounted", "existing empty folder"),
+        (&missing, "FolderMissing", "make the folder"),
     ] {
         refused(&host, &["backup", "--qmp", &qmp, "--repository", repository], reason, says);
     }
