@@ -43,6 +43,11 @@ pub fn table_new(disk: &DiskName) -> String {
     format!("{}.digests.new", stem(disk))
 }
 
+/// Whether a file of that name in a point's folder is one that was made here, before the manifest counts.
+pub fn is_of_point(name: &str) -> bool {
+    name == MANIFEST_NEW || [".qcow2", ".nvram", ".digests", ".digests.new"].iter().any(|end| name.ends_with(end))
+}
+
 /// The disk's name as part of a file name. A long one is cut and told apart by a digest behind `~`, which the encoding
 /// of a short one never contains.
 fn stem(disk: &DiskName) -> String {
@@ -64,6 +69,17 @@ mod tests {
         let names: Vec<_> = [one, other].iter().map(|name| table(&name.parse().unwrap(), u32::MAX)).collect();
         assert!(names.iter().all(|name| name.len() <= 255), "{names:?}");
         assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn every_file_of_a_point_is_known_as_one_and_others_are_not() {
+        let disk = "/machine/peripheral/d0".parse().unwrap();
+        for name in [image(&disk), variables(&disk), table(&disk, 7), table_new(&disk), MANIFEST_NEW.to_owned()] {
+            assert!(is_of_point(&name), "{name}");
+        }
+        for name in ["@eaDir", ".DS_Store", "notes.txt", "lost+found"] {
+            assert!(!is_of_point(name), "{name}");
+        }
     }
 
     #[test]

@@ -290,9 +290,16 @@ impl Folder {
         self.unlink(name, AtFlags::empty())
     }
 
-    /// Removes the empty folder `name`; fine where it is not there.
-    pub(crate) fn remove_folder(&self, name: &str) -> Result<(), StoreError> {
-        self.unlink(name, AtFlags::REMOVEDIR)
+    /// Removes the folder `name` if it is empty; fine where it is not there. False: something is in it, and it stays.
+    pub(crate) fn remove_empty_folder(&self, name: &str) -> Result<bool, StoreError> {
+        use rustix::io::Errno;
+        match self.unlink(name, AtFlags::REMOVEDIR) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(Errno::from_io_error(&error.source), Some(Errno::NOTEMPTY | Errno::EXIST)) => {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Frees the space of the file `name` that is about to be removed: a descriptor that somebody keeps would hold it
@@ -326,6 +333,15 @@ impl Folder {
             Ok(_) => Ok(true),
             Err(rustix::io::Errno::NOENT) => Ok(false),
             Err(errno) => Err(self.error(Act::Open, name, errno)),
+        }
+    }
+
+    /// Whether `name` is a folder itself, not a link to one; false where nothing is there.
+    pub(crate) fn is_folder(&self, name: &OsStr) -> Result<bool, StoreError> {
+        match rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(errno) => Err(self.error(Act::Open, &name.to_string_lossy(), errno)),
         }
     }
 

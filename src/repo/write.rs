@@ -165,24 +165,40 @@ impl PartialPoint {
         }
     }
 
-    /// Removes the folder of a point that will never be one.
+    /// Removes what was stored of a point that will never be one, and its folder. An entry that is not ours, such as a
+    /// folder that a NAS makes in every folder, stays with the folder: it is nobody's backup, and no run waits for it.
     ///
     /// # Errors
-    /// `PointExists` when the manifest is there: then nothing is removed.
+    /// `PointExists` when the manifest is there: then nothing is removed. Otherwise the first file of ours that cannot
+    /// be removed; the others are.
     pub fn discard(self) -> Result<(), RepoError> {
         self.repository.check_lease(&self.guest)?;
         if self.folder.contains(layout::MANIFEST)? {
             return Err(RepoError::PointExists { point: self.point });
         }
+        let (mut foreign, mut failed) = (Vec::new(), None);
         for name in self.folder.entries()? {
-            if let Some(name) = name.to_str() {
-                self.folder.empty(name);
-                self.folder.remove(name)?;
+            match name.to_str().filter(|name| layout::is_of_point(name)) {
+                // Where its kind cannot be told, the removal says what is wrong.
+                Some(ours) if !self.folder.is_folder(ours.as_ref()).unwrap_or(false) => {
+                    self.folder.empty(ours);
+                    failed = failed.or(self.folder.remove(ours).err());
+                }
+                _ => foreign.push(name),
             }
         }
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
         if let Some(guest) = self.repository.guest_folder(&self.guest)? {
-            guest.remove_folder(self.point.as_str())?;
-            guest.sync()?;
+            if foreign.is_empty() && guest.remove_empty_folder(self.point.as_str())? {
+                return Ok(guest.sync()?);
+            }
+            tracing::warn!(
+                guest = %self.guest, point = %self.point, folder = %self.folder.path().display(), ?foreign,
+                "The folder of a discarded point stays, because it holds what Driftline did not make: remove it by hand"
+            );
+            self.folder.sync()?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 mod support;
 
 mod crash;
+mod discard;
 mod lease;
 mod refused;
 mod verify;
