@@ -65,7 +65,7 @@ pub enum Kind {
     ChainBroken,
     /// Two points of a guest have one sequence number.
     SequenceTwice,
-    /// A file that belongs to no point.
+    /// A file that belongs to no point, or to no guest.
     UnknownFile,
     /// Something could not be looked at, with the reason.
     Unchecked,

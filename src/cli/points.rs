@@ -17,7 +17,8 @@ use super::{
 use crate::{
     chain::graph::Graph,
     ids::{GuestId, PointId},
-    repo::{Repository, StoredPoint},
+    repo::{RepoError, Repository, StoredPoint},
+    sentence::sentence,
 };
 
 /// Lists the points, or shows one.
@@ -33,13 +34,24 @@ pub(super) async fn run(args: &Points, output: &Output) -> Result<Exit, CliError
 async fn list(repository: &Path, guest: Option<&str>, output: &Output) -> Result<Exit, CliError> {
     let repository = Host::load()?.open(repository).await?;
     let all = read(&repository).await?;
-    let chosen: Vec<_> = match guest {
+    let mut chosen = Vec::new();
+    match guest {
         Some(asked) => {
             let id = guest_of(&repository, &all, Some(asked))?;
-            all.into_iter().filter(|points| points.guest == id).collect()
+            for points in all.into_iter().filter(|points| points.guest == id) {
+                chosen.push(points.whole()?);
+            }
         }
-        None => all,
-    };
+        None => {
+            for points in all {
+                let guest = points.guest.clone();
+                match points.whole() {
+                    Ok(points) => chosen.push(points),
+                    Err(error) => output.note(format!("Guest {guest} is left out: {}", sentence(&error))),
+                }
+            }
+        }
+    }
     let points: Vec<_> = chosen.iter().flat_map(GuestPoints::documents).collect();
     let document = List { repository_id: repository.id().to_string(), points };
     output.result(&document, || text(&document.points));
@@ -66,20 +78,24 @@ pub(super) struct GuestPoints {
     /// Its points.
     pub(super) points: Vec<StoredPoint>,
     graph: Graph,
+    /// Why its folder cannot be read; it has no points here then, and may have some.
+    unread: Option<RepoError>,
 }
 
-/// All points of the repository, guest by guest.
+/// All points of the repository, guest by guest. A guest whose folder cannot be read hides no other.
 async fn read(repository: &Repository) -> Result<Vec<GuestPoints>, CliError> {
     let repository = repository.clone();
     Ok(blocking(move || {
         let guests = repository.guests()?.into_iter();
-        guests
-            .map(|guest| {
-                let points = repository.points(&guest)?;
-                let graph = Graph::new(points.iter().map(|stored| stored.manifest.point()).collect());
-                Ok(GuestPoints { guest, points, graph })
-            })
-            .collect::<Result<Vec<_>, crate::repo::RepoError>>()
+        let read = guests.map(|guest| {
+            let (points, unread) = match repository.points(&guest) {
+                Ok(points) => (points, None),
+                Err(error) => (Vec::new(), Some(error)),
+            };
+            let graph = Graph::new(points.iter().map(|stored| stored.manifest.point()).collect());
+            GuestPoints { guest, points, graph, unread }
+        });
+        Ok::<_, RepoError>(read.collect())
     })
     .await?)
 }
@@ -100,16 +116,21 @@ pub(super) async fn find(
     let mut chosen = all.into_iter().filter(|points| guest.as_ref().is_none_or(|guest| *guest == points.guest));
     match name {
         PointName::Latest => {
-            let points = chosen.next().ok_or_else(|| missing("at all"))?;
+            let points = chosen.next().ok_or_else(|| missing("at all"))?.whole()?;
             let at = points.points.len().checked_sub(1).ok_or_else(|| missing("at all"))?;
             Ok((points, at))
         }
-        PointName::Id(id) => chosen
-            .find_map(|points| {
-                let at = points.points.iter().position(|stored| stored.manifest.identity.point == *id)?;
-                Some((points, at))
-            })
-            .ok_or_else(|| missing(id.as_str())),
+        PointName::Id(id) => {
+            let mut unread = None;
+            for points in chosen {
+                if let Some(at) = points.points.iter().position(|stored| stored.manifest.identity.point == *id) {
+                    return Ok((points, at));
+                }
+                unread = unread.or(points.unread);
+            }
+            // It may stand where nobody could look.
+            Err(unread.map_or_else(|| missing(id.as_str()), CliError::from))
+        }
     }
 }
 
@@ -130,18 +151,26 @@ pub(super) async fn find_stored(
     };
     let (all, wanted) = (repository.clone(), point.clone());
     let found = blocking(move || {
+        let mut unread = None;
         for guest in all.guests()? {
             if asked.as_ref().is_some_and(|asked| *asked != guest) {
                 continue;
             }
-            let scan = all.scan(&guest)?;
+            let scan = match all.scan(&guest) {
+                Ok(scan) => scan,
+                Err(error) => {
+                    unread.get_or_insert(error);
+                    continue;
+                }
+            };
             let whole = scan.points.iter().any(|stored| stored.manifest.identity.point == wanted);
             let damaged = scan.findings.iter().any(|finding| finding.point.as_ref() == Some(&wanted));
             if whole || damaged || scan.partial.contains(&wanted) {
                 return Ok(Some(guest));
             }
         }
-        Ok::<_, crate::repo::RepoError>(None)
+        // It may stand where nobody could look.
+        unread.map_or(Ok(None), Err)
     })
     .await?;
     let path = repository.path().to_owned();
@@ -175,6 +204,14 @@ fn guest_of(repository: &Repository, all: &[GuestPoints], asked: Option<&str>) -
 }
 
 impl GuestPoints {
+    /// The same, if its folder was read.
+    fn whole(self) -> Result<Self, CliError> {
+        match self.unread {
+            Some(error) => Err(error.into()),
+            None => Ok(self),
+        }
+    }
+
     fn name(&self) -> &str {
         self.points.last().map_or("", |newest| &newest.manifest.identity.guest.name)
     }

@@ -49,15 +49,22 @@ pub fn verify(
     progress: &mut dyn FnMut(CheckProgress),
     cancel: &AtomicBool,
 ) -> Result<Vec<Finding>, RepoError> {
-    let guests = match guest {
-        Some(guest) => vec![guest.clone()],
-        None => repository.guests()?,
-    };
     let asked = |id: &PointId| point.is_none_or(|point| point == id);
-    let mut findings = Vec::new();
+    let (guests, mut findings) = match guest {
+        Some(guest) => (vec![guest.clone()], Vec::new()),
+        None => repository.listing().map(|listing| (listing.guests, listing.findings))?,
+    };
     let mut chosen: Vec<(GuestId, Graph, Vec<StoredPoint>)> = Vec::new();
-    for guest in guests {
-        let scan = repository.scan(&guest)?;
+    for of in guests {
+        let (guest, scan) = match repository.scan(&of) {
+            Ok(scan) => (of, scan),
+            // One guest of many hides no other; the one that was asked for is what there is to look at.
+            Err(error) if guest.is_none() => {
+                findings.push(Finding::new(Severity::Damage, Kind::Unchecked, sentence(&error)).guest(&of));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let graph = graph_of(&scan.points);
         findings.extend(of_folder(&guest, &scan).filter(|finding| finding.point.as_ref().is_none_or(asked)));
         let points = scan.points.into_iter().filter(|stored| asked(&stored.manifest.identity.point)).collect();

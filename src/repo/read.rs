@@ -38,14 +38,44 @@ pub struct Scan {
     pub findings: Vec<Finding>,
 }
 
+/// What stands in the folder of all guests.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Listing {
+    /// The guests that have a folder, by UUID.
+    pub(crate) guests: Vec<GuestId>,
+    /// What is no guest's folder.
+    pub(crate) findings: Vec<Finding>,
+}
+
 impl Repository {
     /// The guests that have a folder, by UUID.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// When the folder of all guests cannot be read.
     pub fn guests(&self) -> Result<Vec<GuestId>, RepoError> {
-        let Some(guests) = self.inner.root.folder(layout::GUESTS)? else { return Ok(Vec::new()) };
-        Ok(guests.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+        Ok(self.listing()?.guests)
+    }
+
+    /// The guests that have a folder, and what else stands beside them.
+    ///
+    /// # Errors
+    /// When the folder of all guests cannot be read. Whether a guest's own can be is seen when it is.
+    pub(crate) fn listing(&self) -> Result<Listing, RepoError> {
+        let mut listing = Listing::default();
+        let Some(guests) = self.inner.root.folder(layout::GUESTS)? else { return Ok(listing) };
+        for name in guests.entries()? {
+            // Another spelling of a UUID would be looked up under the one that we write, and not be found.
+            let guest = name.to_str().and_then(|name| name.parse::<GuestId>().ok().filter(|id| id.as_str() == name));
+            match guest {
+                // Where its kind cannot be told it counts, so that whoever reads it is told why it cannot be.
+                Some(guest) if guests.is_folder(&name).unwrap_or(true) => listing.guests.push(guest),
+                _ => {
+                    let text = format!("{name:?} in the folder of all guests is no guest's folder");
+                    listing.findings.push(Finding::new(Severity::Notice, Kind::UnknownFile, text));
+                }
+            }
+        }
+        Ok(listing)
     }
 
     /// A guest's points, oldest first. One whose manifest cannot be read is left out: `scan` tells which.

@@ -1,6 +1,7 @@
 //! The agent over real TLS on loopback, with scripted QEMUs: who is served, what of the node's machines is shown, and
 //! that runs outlive the agent.
 
+mod content;
 mod guests;
 mod held;
 mod life;

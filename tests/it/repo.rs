@@ -9,4 +9,5 @@ mod crash;
 mod discard;
 mod lease;
 mod refused;
+mod stray;
 mod verify;

@@ -3,6 +3,7 @@
 mod interrupted;
 mod json;
 mod refused;
+mod stray;
 
 use std::{
     path::{Path, PathBuf},

@@ -12,13 +12,21 @@ use crate::{
     ids::GuestId,
     repo::{RepoError, Repository},
     rpc::{convert, v1},
+    sentence::sentence,
 };
 
 pub(super) fn look(repository: &Repository) -> Result<v1::RepositoryResponse, RepoError> {
     let space = repository.space()?;
     let mut points = 0;
-    for guest in repository.guests()? {
-        points += repository.points(&guest)?.len();
+    let listing = repository.listing()?;
+    for finding in &listing.findings {
+        tracing::warn!(repository = %repository.id(), "{}", finding.message);
+    }
+    for guest in listing.guests {
+        match repository.points(&guest) {
+            Ok(found) => points += found.len(),
+            Err(error) => leave_out(repository, &guest, &error),
+        }
     }
     Ok(v1::RepositoryResponse {
         id: repository.id().to_string(),
@@ -32,7 +40,14 @@ pub(super) fn look(repository: &Repository) -> Result<v1::RepositoryResponse, Re
     })
 }
 
-/// Guest by guest: each is a call with a deadline of its own, and nobody waits for the last before seeing the first.
+/// One guest hides no other.
+fn leave_out(repository: &Repository, guest: &GuestId, error: &RepoError) {
+    let repository = repository.id();
+    tracing::warn!(%repository, %guest, reason = error.reason(), "The points of a guest are left out: {}", sentence(error));
+}
+
+/// Guest by guest: each is a call with a deadline of its own, and nobody waits for the last before seeing the first. A
+/// guest whose folder cannot be read is left out; where none can be, or the folder of all of them, that is the answer.
 pub(super) async fn send_points(
     storage: Storage,
     path: PathBuf,
@@ -40,17 +55,29 @@ pub(super) async fn send_points(
     guests: Vec<GuestId>,
     sender: mpsc::Sender<Result<v1::Point, Status>>,
 ) {
+    let (mut any, mut unread) = (false, None);
     for guest in guests {
         let repository = repository.clone();
-        let read = storage.call(&path, move || repository.points(&guest)).await;
-        let points = match read.and_then(|points| points.map_err(|error| refused(&error))) {
-            Ok(points) => points,
+        let read = storage.call(&path, move || match repository.points(&guest) {
+            Err(error) => {
+                leave_out(&repository, &guest, &error);
+                repository.guests().map(|_| Err(error))
+            }
+            read => Ok(read),
+        });
+        let points = match read.await.and_then(|read| read.map_err(|error| refused(&error))) {
+            Ok(Ok(points)) => points,
+            Ok(Err(error)) => {
+                unread = Some(error);
+                continue;
+            }
             Err(refusal) => {
                 // Nobody to tell when the receiver is gone.
                 let _ = sender.send(Err(refusal.into())).await;
                 return;
             }
         };
+        any = true;
         let graph = Graph::new(points.iter().map(|stored| stored.manifest.point()).collect());
         for stored in &points {
             let point = convert::point(&stored.manifest, &stored.manifest_digest, &graph);
@@ -58,5 +85,8 @@ pub(super) async fn send_points(
                 return;
             }
         }
+    }
+    if let Some(error) = unread.filter(|_| !any) {
+        let _ = sender.send(Err(refused(&error).into())).await;
     }
 }
