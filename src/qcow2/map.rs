@@ -3,7 +3,7 @@
 //! Second step of reading a stored image: the digests are computed from, and a restore is compared with, what stands
 //! at these places. Every offset is checked against the file's length before anybody reads there.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use super::{
     ReadAt,
@@ -65,6 +65,14 @@ pub enum MapError {
         /// Where it points.
         offset: u64,
     },
+    /// Two L1 entries that lead to one L2 table.
+    #[error("The L1 entry of cluster {cluster} leads to the table at byte {offset}, which another one has already")]
+    Shared {
+        /// Index of the disk's cluster.
+        cluster: u64,
+        /// Where both point.
+        offset: u64,
+    },
     /// The L1 table does not cover the disk.
     #[error("The L1 table has {entries} entries, the disk needs {needed}")]
     TooShort {
@@ -86,7 +94,7 @@ impl MapError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Read { .. } => "ImageUnreadable",
-            Self::Astray { .. } | Self::TooShort { .. } => "ImageMalformed",
+            Self::Astray { .. } | Self::Shared { .. } | Self::TooShort { .. } => "ImageMalformed",
             Self::Compressed { .. } => "ImageNotAsStored",
         }
     }
@@ -95,7 +103,9 @@ impl MapError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Read { .. } => Retry::Backoff,
-            Self::Astray { .. } | Self::TooShort { .. } | Self::Compressed { .. } => Retry::OnChange,
+            Self::Astray { .. } | Self::Shared { .. } | Self::TooShort { .. } | Self::Compressed { .. } => {
+                Retry::OnChange
+            }
         }
     }
 }
@@ -108,7 +118,7 @@ impl Map {
     /// Follows the tables of `image`, whose file is `length` bytes long.
     ///
     /// # Errors
-    /// When a table cannot be read, an entry points outside of the file, or a cluster is compressed.
+    /// When a table cannot be read, an entry points outside of the file, a table is used twice, or a cluster is compressed.
     pub fn read(image: &(impl ReadAt + ?Sized), header: &Header, length: u64) -> Result<Self, MapError> {
         let size = header.cluster_size();
         let per_table = size / 8;
@@ -126,6 +136,8 @@ impl Map {
             source,
         })?;
         let mut map = Self { extents: Vec::new() };
+        // No more tables than the file has room for: else a small file makes a map that fills the memory.
+        let mut tables = HashSet::new();
         let mut l2 = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         for (index, entry) in l1.chunks_exact(8).enumerate() {
             let offset = be64(entry, 0) & OFFSET;
@@ -135,6 +147,9 @@ impl Map {
             let first = index as u64 * per_table;
             if !inside(offset) {
                 return Err(MapError::Astray { table: "L1", cluster: first, offset });
+            }
+            if !tables.insert(offset) {
+                return Err(MapError::Shared { cluster: first, offset });
             }
             image.read_exact_at(&mut l2, offset).map_err(|source| MapError::Read { table: "L2", offset, source })?;
             for (cluster, entry) in (first..clusters).zip(l2.chunks_exact(8)) {
@@ -180,5 +195,39 @@ impl Map {
             }
         }
         self.extents.push(Extent { first: cluster, count: 1, kind });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qcow2::CLUSTER;
+
+    #[test]
+    fn a_small_file_whose_l1_entries_all_lead_to_one_table_is_refused_before_the_map_grows() {
+        let (l1_offset, table, data) = (CLUSTER, 2 * CLUSTER, 3 * CLUSTER);
+        let mut image = vec![0; usize::try_from(4 * CLUSTER).unwrap()];
+        let mut write = |at: u64, entry: u64| {
+            let at = usize::try_from(at).unwrap();
+            image[at..at + 8].copy_from_slice(&entry.to_be_bytes());
+        };
+        for entry in 0..CLUSTER / 8 {
+            write(l1_offset + entry * 8, table);
+            write(table + entry * 8, data);
+        }
+        let header = Header {
+            version: 3,
+            cluster_bits: 16,
+            virtual_size: CLUSTER * (CLUSTER / 8) * (CLUSTER / 8),
+            l1_entries: u32::try_from(CLUSTER / 8).unwrap(),
+            l1_offset,
+            backing: None,
+            encryption: 0,
+            snapshots: 0,
+            incompatible: 0,
+        };
+        let error = Map::read(&image, &header, image.len() as u64).unwrap_err();
+        assert!(matches!(error, MapError::Shared { cluster: 8192, offset } if offset == table), "{error}");
+        assert_eq!((error.reason(), error.retry()), ("ImageMalformed", Retry::OnChange));
     }
 }
