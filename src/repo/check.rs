@@ -87,7 +87,7 @@ pub fn verify(
     for (guest, graph, stored) in points() {
         let point = &stored.manifest.identity.point;
         let variables = stored.manifest.definition.variables.iter();
-        let damaged = variables.filter_map(|variables| verify_variables(repository, guest, point, variables));
+        let damaged = variables.filter_map(|variables| verify_variables(repository, guest, point, variables, cancel));
         findings.extend(damaged.map(|finding| finding.guest(guest).point(point)));
         for identity in &stored.manifest.identity.disks {
             let Some(disk) = stored.manifest.stored(&identity.name) else { continue };
@@ -122,11 +122,25 @@ fn verify_variables(
     guest: &GuestId,
     point: &PointId,
     stored: &StoredVariables,
+    cancel: &AtomicBool,
 ) -> Option<Finding> {
     let damage = |kind, text| Some(Finding::new(Severity::Damage, kind, text).disk(&stored.name));
-    match repository.variables_digest(guest, point, &stored.name) {
-        Ok(digest) if digest == stored.digest => None,
-        Ok(_) => damage(Kind::VariablesDamaged, "The firmware's variables are not what was stored".to_owned()),
+    let digest = || -> Result<Result<Option<String>, u64>, RepoError> {
+        let file = repository.variables(guest, point, &stored.name)?;
+        let failed = |source| StoreError { act: Act::Read, path: layout::variables(&stored.name).into(), source };
+        // The length first: a file of holes has no end in our time.
+        match file.metadata().map_err(failed)?.len() {
+            bytes if bytes == stored.bytes => Ok(Ok(file_digest(file, cancel).map_err(failed)?)),
+            bytes => Ok(Err(bytes)),
+        }
+    };
+    match digest() {
+        Ok(Ok(digest)) if digest.as_ref().is_none_or(|digest| *digest == stored.digest) => None,
+        Ok(Ok(_)) => damage(Kind::VariablesDamaged, "The firmware's variables are not what was stored".to_owned()),
+        Ok(Err(bytes)) => {
+            let text = format!("The firmware's variables have {bytes} bytes, {} were stored", stored.bytes);
+            damage(Kind::VariablesDamaged, text)
+        }
         Err(error @ RepoError::File { .. }) => damage(Kind::FileMissing, sentence(&error)),
         Err(error) => damage(Kind::Unchecked, sentence(&error)),
     }

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::layout;
+use super::{layout, read::VARIABLES_LIMIT};
 use crate::{
     chain::point::{Parent, Point, PointDisk},
     ids::{DiskName, GuestId, LineageId, PointId, RepositoryId},
@@ -345,6 +345,9 @@ impl Manifest {
         }
         if let Some(stored) = self.definition.variables.iter().find(|v| v.file != layout::variables(&v.name)) {
             return refuse(format!("the variables of {} name a file that is not their own", stored.name));
+        }
+        if let Some(stored) = self.definition.variables.iter().find(|v| v.bytes > VARIABLES_LIMIT) {
+            return refuse(format!("the variables of {} are larger than any that are stored", stored.name));
         }
         for (at, disk) in self.identity.disks.iter().enumerate() {
             let name = &disk.name;

@@ -1,9 +1,9 @@
 //! What a repository holds, as its manifests say: guests, points, chains. Reads only. A manifest that cannot be read is
 //! a finding and hides no other point.
 
-use std::{fs::File, path::PathBuf, sync::atomic::AtomicBool};
+use std::{fs::File, path::PathBuf};
 
-use super::{Act, Manifest, RepoError, Repository, StoreError, layout, seal::file_digest, store::Folder};
+use super::{Manifest, RepoError, Repository, layout, store::Folder};
 use crate::{
     chain::{
         finding::{Finding, Kind, Severity},
@@ -15,6 +15,9 @@ use crate::{
 
 /// Above any manifest, in bytes.
 const MANIFEST_LIMIT: u64 = 64 << 20;
+/// Bytes of the largest file of firmware variables that is stored: that of QEMU's `virt` machines for Arm is padded to
+/// it.
+pub(super) const VARIABLES_LIMIT: u64 = 64 << 20;
 
 /// A point as it stands in the repository.
 #[derive(Debug, Clone, PartialEq)]
@@ -228,17 +231,9 @@ impl Repository {
         self.stored_file(guest, point, &layout::table(disk, generation))
     }
 
-    /// BLAKE3 of a committed copy of the firmware's variables, in hex.
-    pub(crate) fn variables_digest(
-        &self,
-        guest: &GuestId,
-        point: &PointId,
-        disk: &DiskName,
-    ) -> Result<String, RepoError> {
-        let name = layout::variables(disk);
-        let file = self.stored_file(guest, point, &name)?;
-        let digest = file_digest(file, &AtomicBool::new(false));
-        Ok(digest.map_err(|source| StoreError { act: Act::Read, path: name.into(), source })?.unwrap_or_default())
+    /// A committed copy of the firmware's variables, for reading.
+    pub(super) fn variables(&self, guest: &GuestId, point: &PointId, disk: &DiskName) -> Result<File, RepoError> {
+        self.stored_file(guest, point, &layout::variables(disk))
     }
 
     fn stored_file(&self, guest: &GuestId, point: &PointId, name: &str) -> Result<File, RepoError> {

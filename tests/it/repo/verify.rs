@@ -7,7 +7,7 @@ use driftline::{
     repo::{Repository, check},
 };
 
-use super::support::{Place, commit, guest, point_id, run};
+use super::support::{Place, commit, disk, fill, guest, lease, manifest, point_id, run};
 
 fn verify(repository: &Repository) -> Vec<Finding> {
     check::verify(repository, None, None, &mut |_| (), &Default::default()).unwrap()
@@ -127,6 +127,46 @@ fn missing_and_cut_files_are_found() {
     assert_eq!(kinds(&verify(&repository)), [Kind::TableDamaged]);
     fs::remove_file(&table).unwrap();
     assert_eq!(kinds(&verify(&repository)), [Kind::FileMissing]);
+}
+
+#[test]
+fn variables_of_another_length_are_told_without_being_read_and_of_an_absurd_one_are_in_no_manifest() {
+    let place = Place::new();
+    let repository = place.initialise().unwrap();
+    let lease = lease(&repository).unwrap();
+    let (point, pflash) = (point_id(1), disk("pflash1"));
+    let partial = repository.create_point(&guest(), &point).unwrap();
+    let sealed = fill(&partial, &place.point_dir(&point), "disk0", 1 << 20, &[]).unwrap();
+    partial.store_variables(&pflash, &[7; 4096]).unwrap();
+    let mut whole = manifest(&point, 1, &[(&sealed, None)]);
+    whole.definition.variables.extend(partial.variables(&pflash).unwrap());
+    partial.commit(&whole).unwrap();
+    drop(lease);
+    assert_eq!(verify(&repository), []);
+    let file = place.point_dir(&point).join("pflash1.nvram");
+    // Reading it takes hours; its holes take no space. Where a file may not be as long, a shorter one does.
+    let sparse = fs::OpenOptions::new().write(true).open(&file).unwrap();
+    sparse.set_len(8 << 40).or_else(|_| sparse.set_len(1 << 40)).unwrap();
+    let findings = verify(&repository);
+    assert_eq!(kinds(&findings), [Kind::VariablesDamaged]);
+    assert!(findings[0].message.contains("4096 were stored"), "{findings:?}");
+    sparse.set_len(4096).unwrap();
+    assert_eq!(verify(&repository), []);
+
+    let path = place.point_dir(&point).join("manifest.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(&path, text.replace("\"bytes\": 4096", &format!("\"bytes\": {}", (64 << 20) + 1))).unwrap();
+    let findings = verify(&repository);
+    assert_eq!(kinds(&findings), [Kind::ManifestUnreadable]);
+    assert!(findings[0].message.contains("variables of pflash1 are larger"), "{findings:?}");
+}
+
+#[test]
+fn a_cancelled_verification_does_not_read_the_variables_and_finds_no_damage_in_them() {
+    let (place, repository) = place_with_point();
+    let cancel = true.into();
+    let findings = check::verify(&repository, None, None, &mut |_| (), &cancel).unwrap();
+    assert_eq!(kinds(&findings), [Kind::Unchecked], "{}", place.path.display());
 }
 
 #[test]
