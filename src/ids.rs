@@ -140,11 +140,16 @@ pub struct PointId(String);
 text_id!(PointId);
 
 impl PointId {
+    /// Milliseconds since 1970 have 48 bits in a ULID.
+    const LAST_MS: u64 = (1 << 48) - 1;
+
     /// A new id for the instant `unix_ms` (milliseconds since 1970), at least one millisecond after `newest`, so that
-    /// a guest's newest point has its largest id even when the clock went back.
+    /// a guest's newest point has its largest id even when the clock went back. Behind an id of the last instant there
+    /// is no room: then the clock alone counts, and the id is not taken for one of 1970.
     pub fn new(unix_ms: u64, newest: Option<&PointId>, random: u128) -> Self {
         let after = newest.map_or(0, |id| id.unix_ms() + 1);
-        Self(ulid::Ulid::from_parts(unix_ms.max(after), random).to_string().to_lowercase())
+        let at = if after > Self::LAST_MS { unix_ms } else { unix_ms.max(after) };
+        Self(ulid::Ulid::from_parts(at.min(Self::LAST_MS), random).to_string().to_lowercase())
     }
 
     /// The instant in the id, in milliseconds since 1970.
@@ -416,6 +421,15 @@ mod tests {
         let next = PointId::new(1_000, Some(&newest), 0);
         assert!(next > newest);
         assert_eq!(next.unix_ms(), 2_001);
+    }
+
+    #[test]
+    fn a_new_point_behind_the_last_instant_that_an_id_can_hold_is_of_the_clocks_time_and_not_of_1970() {
+        let last = PointId::new(u64::MAX, None, u128::MAX);
+        assert_eq!(last.unix_ms(), (1 << 48) - 1);
+        assert_eq!(PointId::new(1_700_000_000_000, Some(&last), 0).unix_ms(), 1_700_000_000_000);
+        let before = PointId::new((1 << 48) - 2, None, u128::MAX);
+        assert!(PointId::new(1_700_000_000_000, Some(&before), 0) > before);
     }
 
     #[test]
