@@ -14,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::sentence::sentence;
 use crate::{
@@ -137,20 +138,28 @@ struct Shared {
 
 struct Live {
     state: watch::Receiver<RestoreState>,
-    cancel: Arc<AtomicBool>,
+    cancel: Cancel,
+}
+
+/// The wish that a restore ends, for both worlds: waiting for a place, and blocking work.
+#[derive(Clone, Default)]
+struct Cancel {
+    token: CancellationToken,
+    flag: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    fn ask(&self) {
+        self.flag.store(true, Ordering::Relaxed);
+        self.token.cancel();
+    }
 }
 
 impl Restores {
     /// None yet.
     pub fn new(settings: RestoreSettings, metrics: AgentMetrics) -> Restores {
         let places = Arc::new(Semaphore::new(AT_ONCE));
-        Restores(Arc::new(Shared {
-            settings,
-            metrics,
-            places,
-            live: Mutex::default(),
-            abandoned: AtomicBool::new(false),
-        }))
+        Restores(Arc::new(Shared { settings, metrics, places, live: Mutex::default(), abandoned: Default::default() }))
     }
 
     /// Starts a restore, or finds the one of that UID, also one that ended before the agent's last start.
@@ -183,7 +192,7 @@ impl Restores {
             verified: false,
             retriable: false,
         });
-        let cancel = Arc::new(AtomicBool::new(false));
+        let cancel = Cancel::default();
         live.insert(order.run.clone(), Live { state: watcher.clone(), cancel: cancel.clone() });
         drop(live);
         tokio::spawn(self.clone().work(order, state, cancel));
@@ -215,7 +224,7 @@ impl Restores {
 
     /// Asks a restore to end. False: it is not live.
     pub fn cancel(&self, run: &str) -> bool {
-        self.live().get(run).inspect(|live| live.cancel.store(true, Ordering::Relaxed)).is_some()
+        self.live().get(run).inspect(|live| live.cancel.ask()).is_some()
     }
 
     /// Ends all because the agent does. How they end is not kept: the next agent has never heard of them, is asked for
@@ -223,18 +232,34 @@ impl Restores {
     pub fn abandon(&self) {
         self.0.abandoned.store(true, Ordering::Relaxed);
         for live in self.live().values() {
-            live.cancel.store(true, Ordering::Relaxed);
+            live.cancel.ask();
         }
     }
 
-    async fn work(self, order: RestoreOrder, state: watch::Sender<RestoreState>, cancel: Arc<AtomicBool>) {
+    async fn work(self, order: RestoreOrder, state: watch::Sender<RestoreState>, cancel: Cancel) {
         let run = order.run.clone();
-        let place = self.0.places.clone().acquire_owned().await;
-        self.0.metrics.restores_active.inc();
-        let (settings, progress) = (self.0.settings.clone(), state.clone());
-        let done = tokio::task::spawn_blocking(move || restore(&settings, &order, &progress, &cancel)).await;
-        self.0.metrics.restores_active.dec();
-        drop(place);
+        // Nobody who waits for a place has written anything.
+        let place = tokio::select! {
+            biased;
+            () = cancel.token.cancelled() => None,
+            place = self.0.places.clone().acquire_owned() => Some(place),
+        };
+        let done = match place {
+            None => Ok(Err(Failure {
+                phase: RestorePhase::Cancelled,
+                reason: "Cancelled",
+                message: "The restore was cancelled while it waited for its turn".to_owned(),
+                retriable: false,
+            })),
+            Some(_place) => {
+                self.0.metrics.restores_active.inc();
+                let (settings, progress) = (self.0.settings.clone(), state.clone());
+                let work = move || restore(&settings, &order, &progress, &cancel.flag);
+                let done = tokio::task::spawn_blocking(work).await;
+                self.0.metrics.restores_active.dec();
+                done
+            }
+        };
         if self.0.abandoned.load(Ordering::Relaxed) && !matches!(done, Ok(Ok(_))) {
             return;
         }
@@ -367,3 +392,6 @@ fn keep(path: &Path, state: &RestoreState) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
