@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -91,7 +92,7 @@ impl Journal {
     pub fn open(state: &Path) -> Result<Self, JournalError> {
         let journal = Self { running: state.join("journal"), finished: state.join("finished") };
         for path in [&journal.running, &journal.finished] {
-            fs::create_dir_all(path).map_err(|source| JournalError::Write { path: path.clone(), source })?;
+            own_folder(path).map_err(|source| JournalError::Write { path: path.clone(), source })?;
         }
         Ok(journal)
     }
@@ -223,9 +224,24 @@ fn read(path: &Path) -> Result<Option<Record>, JournalError> {
     serde_json::from_slice(&bytes).map(Some).map_err(malformed)
 }
 
+/// Makes the folder, also one of an earlier version, this user's alone: a record names command lines, sockets and paths.
+fn own_folder(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    if fs::metadata(path)?.permissions().mode() & 0o777 == 0o700 {
+        return Ok(());
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}
+
+fn writing() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
 /// A file of `length` bytes whose space is taken.
 fn reserve(path: &Path, length: usize) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+    let file = writing().truncate(true).open(path)?;
     match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, length as u64) {
         Ok(()) => Ok(()),
         // A file system without it: written blanks take the space as well.
@@ -236,7 +252,7 @@ fn reserve(path: &Path, length: usize) -> io::Result<()> {
 
 /// Writes over what is there, without giving back its space first.
 fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let mut file = writing().truncate(false).open(path)?;
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;
     file.sync_all()

@@ -62,6 +62,28 @@ fn a_record_of_a_newer_version_and_a_damaged_one_are_refused_and_do_not_hide_oth
 }
 
 #[test]
+fn what_is_in_the_journal_is_for_its_owner_alone_also_in_folders_of_an_earlier_version() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["journal", "finished"] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        fs::set_permissions(folder.path().join(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let journal = Journal::open(folder.path()).unwrap();
+    let record = fixture();
+    journal.save(&record).unwrap();
+    journal.save(&record).unwrap();
+    let state = RunState::waiting(&record.request, record.started);
+    journal.finish(&state, record.started).unwrap();
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for (name, files) in [("journal", 2), ("finished", 1)] {
+        let path = folder.path().join(name);
+        assert_eq!(mode(&path), 0o700, "{name}");
+        let modes: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| mode(&entry.unwrap().path())).collect();
+        assert_eq!(modes, vec![0o600; files], "{name}");
+    }
+}
+
+#[test]
 fn how_a_run_ended_is_kept_for_seven_days() {
     let (_folder, journal) = journal();
     let record = fixture();
