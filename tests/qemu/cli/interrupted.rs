@@ -33,7 +33,7 @@ fn left_in_qemu(machine: &Machine) -> String {
 
 #[test]
 fn an_interrupted_backup_leaves_nothing_behind_and_says_so() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let host = Host::new();
         let (machine, mut backup) = copying(&host);
         backup.signal(signal);
