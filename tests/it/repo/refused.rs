@@ -7,6 +7,7 @@ use driftline::{
     chain::point::Parent,
     ids::{GuestId, RepositoryId},
     repo::{RepoError, Repository, Roots},
+    retry::Retry,
 };
 
 use super::support::{self, Mount, Place, commit, disk, fill, guest, manifest, point_id, tool};
@@ -125,6 +126,19 @@ fn an_image_with_an_absolute_backing_file_is_refused_when_it_is_sealed() {
     support::run("qemu-img", &["rebase", "-u", "-F", "raw", "-b", secret.to_str().unwrap(), image.to_str().unwrap()]);
     let error = partial.seal_disk(&disk("disk0"), &mut |_| ()).unwrap_err();
     assert_eq!(error.reason(), "ImageNotAsStored", "{error}");
+}
+
+#[test]
+fn an_image_that_is_no_qcow2_at_all_is_not_tried_again_until_something_changes() {
+    let place = Place::new();
+    let repository = place.initialise().unwrap();
+    let _lease = support::lease(&repository).unwrap();
+    let point = point_id(1);
+    let partial = repository.create_point(&guest(), &point).unwrap();
+    partial.create_disk(&disk("disk0"), 1 << 20, 0).unwrap();
+    fs::write(place.point_dir(&point).join("disk0.qcow2"), vec![0; 1 << 20]).unwrap();
+    let error = partial.seal_disk(&disk("disk0"), &mut |_| ()).unwrap_err();
+    assert_eq!((error.reason(), error.retry()), ("QemuImgFailed", Retry::OnChange), "{error}");
 }
 
 #[test]
