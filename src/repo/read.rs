@@ -88,7 +88,8 @@ impl Repository {
     pub fn points(&self, guest: &GuestId) -> Result<Vec<StoredPoint>, RepoError> {
         let scan = self.scan(guest)?;
         for finding in &scan.findings {
-            tracing::warn!(guest = %guest, "{}", finding.message);
+            let point = finding.point.as_ref().map(tracing::field::display);
+            tracing::warn!(%guest, point, kind = ?finding.kind, "{}", finding.message);
         }
         Ok(scan.points)
     }

@@ -1,6 +1,11 @@
 //! Verification finds what was changed behind our back, and says where.
 
-use std::{fs, os::unix::fs::FileExt, path::Path};
+use std::{
+    fs, io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use driftline::{
     chain::finding::{Finding, Kind, Severity},
@@ -190,6 +195,37 @@ fn a_manifest_that_cannot_be_read_hides_one_point_and_no_other() {
         fs::write(&manifest, good).unwrap();
     }
     assert_eq!(verify(&repository), []);
+}
+
+/// What is logged, as lines of JSON.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_point_that_a_list_leaves_out_is_logged_once_with_its_guest() {
+    let (place, repository) = place_with_point();
+    fs::write(place.point_dir(&point_id(1)).join("manifest.json"), "{").unwrap();
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone()).finish();
+    let points = tracing::subscriber::with_default(subscriber, || repository.points(&guest()).unwrap());
+    assert_eq!(points, []);
+    let lines = log.0.lock().unwrap().clone();
+    let line: serde_json::Value = serde_json::from_slice(&lines).expect("one line");
+    let (guest, point) = (guest(), point_id(1));
+    assert_eq!((line["level"].as_str(), line["kind"].as_str()), (Some("WARN"), Some("ManifestUnreadable")));
+    assert_eq!((line["guest"].as_str(), line["point"].as_str()), (Some(guest.as_str()), Some(point.as_str())));
 }
 
 #[test]
