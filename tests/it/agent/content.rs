@@ -40,7 +40,7 @@ async fn one_guest_that_cannot_be_read_hides_no_other_and_is_told_where_there_is
         fs::set_permissions(guests.join(name), fs::Permissions::from_mode(mode)).unwrap();
     };
     fs::create_dir(guests.join(OTHER)).unwrap();
-    closed(OTHER, 0);
+    closed(OTHER, 0o000);
     assert_eq!(listed(&lab, &agent).await, Ok(vec![point.id]));
     let path = lab.host.path("repos/one").to_str().unwrap().to_owned();
     let action = Some(v1::repository_request::Action::Validate(String::new()));
@@ -49,7 +49,7 @@ async fn one_guest_that_cannot_be_read_hides_no_other_and_is_told_where_there_is
     fs::remove_dir(guests.join(OTHER)).unwrap();
     let own = fs::read_dir(&guests).unwrap().map(|entry| entry.unwrap().file_name()).find(|name| name != "notes.txt");
     let own = own.unwrap().to_str().unwrap().to_owned();
-    closed(&own, 0);
+    closed(&own, 0o000);
     assert_eq!(listed(&lab, &agent).await, Err("RepositoryAccessDenied".to_owned()));
     closed(&own, 0o700);
 }

@@ -55,7 +55,7 @@ fn a_guests_folder_that_cannot_be_opened_is_damage_of_that_guest_alone() {
     let (place, repository) = place_with_point();
     let closed = place.path.join("guests").join(OTHER);
     fs::create_dir(&closed).unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
     // Root opens everything; this thread, which is the test's alone, no longer does.
     let mut sets = capabilities(None).unwrap();
     sets.effective.remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
