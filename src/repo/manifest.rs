@@ -3,14 +3,16 @@
 //!
 //! A child names its parent by id and identity digest, so that a merge of the parent breaks no descendant.
 
+mod error;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use self::error::ManifestError;
 use super::{layout, read::VARIABLES_LIMIT};
 use crate::{
     chain::point::{Parent, Point, PointDisk},
     ids::{DiskName, GuestId, LineageId, PointId, RepositoryId},
-    retry::Retry,
 };
 
 /// The format that this version writes, and the newest that it reads.
@@ -231,45 +233,6 @@ pub struct Versions {
     /// Keys of other versions.
     #[serde(flatten)]
     pub other: Map<String, Value>,
-}
-
-/// Why a manifest is none.
-#[derive(Debug, thiserror::Error)]
-pub enum ManifestError {
-    /// Not JSON, or a key is missing or of another type.
-    #[error("The manifest cannot be read")]
-    Malformed {
-        /// Where and why.
-        #[source]
-        source: serde_json::Error,
-    },
-    /// Written by a newer Driftline.
-    #[error("The manifest has format {format}, this version reads up to {FORMAT}")]
-    TooNew {
-        /// Its format.
-        format: u64,
-    },
-    /// Two parts of it disagree.
-    #[error("The manifest contradicts itself: {why}")]
-    Contradiction {
-        /// How.
-        why: String,
-    },
-}
-
-impl ManifestError {
-    /// Reason word for conditions, events and metrics.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Malformed { .. } | Self::Contradiction { .. } => "ManifestUnreadable",
-            Self::TooNew { .. } => "RepositoryTooNew",
-        }
-    }
-
-    /// Whether trying again can help.
-    pub fn retry(&self) -> Retry {
-        Retry::OnChange
-    }
 }
 
 impl Manifest {

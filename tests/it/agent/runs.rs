@@ -294,7 +294,7 @@ async fn a_repository_that_is_not_there_is_told_with_the_reason_and_not_made() {
     let action = Some(v1::repository_request::Action::Validate(REPOSITORY.to_owned()));
     let path = lab.host.path("repos/missing").to_str().unwrap().to_owned();
     let problem = agent.repository(v1::RepositoryRequest { path, action }).await.unwrap().problem.unwrap();
-    assert_eq!(problem.reason, "RepositoryNotMounted", "{problem:?}");
+    assert_eq!(problem.reason, "FolderMissing", "{problem:?}");
     assert!(!lab.host.path("repos/missing").exists());
 }
 
