@@ -11,13 +11,14 @@ use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     context::{Context, locked},
     guest,
 };
-use crate::{api::words::Reason, rpc::v1, sentence::sentence};
+use crate::{api::words::Reason, clock::Clock, rpc::v1, sentence::sentence};
 
 /// How long to wait before an agent that did not answer is asked again.
 const PAUSES: [Duration; 4] =
@@ -25,6 +26,9 @@ const PAUSES: [Duration; 4] =
 /// What an agent said counts for so long after it fell silent, unless nobody else says that it has the guest: a machine
 /// that was started elsewhere after its node died must not wait for that node.
 const CLAIM_COUNTS: Duration = Duration::from_secs(60);
+/// An agent that is silent for less is not told of as lost: it ends each connection after some minutes, so that no
+/// certificate is used long after it was changed, and answers on the next one at once.
+const SILENCE_SHOWN: Duration = Duration::from_secs(10);
 /// How often objects that could not be written are tried again.
 const RESYNC: Duration = Duration::from_secs(30);
 
@@ -131,36 +135,54 @@ pub async fn keep(context: Arc<Context>, end: CancellationToken) {
     }
 }
 
-/// Asks one agent again and again.
+/// Asks one agent again and again, until the node has none.
 async fn ask(context: Arc<Context>, node: String, end: CancellationToken) {
-    let mut failures = 0;
-    while !end.is_cancelled() {
-        let answered = end.run_until_cancelled(listen(&context, &node, &mut failures)).await;
+    let (heard, hearing) = watch::channel(false);
+    let silence = tell_silence(hearing, context.clock.clone(), |since| {
         let mut view = context.inventory.node(&node).unwrap_or_default();
         if view.connected {
             tracing::warn!(node, "The agent no longer answers");
         }
         view.connected = false;
-        view.lost.get_or_insert(context.now());
+        view.lost.get_or_insert(since);
         changed(&context, &node, view);
-        if end.is_cancelled() {
-            // The node has no agent any more, and nothing of it stays: a node of a fleet may never come back.
-            context.metrics.agent_gone(&node);
-            for (namespace, name) in context.inventory.forget(&node) {
-                context.guests.wake(&namespace, &name);
-            }
-            return;
-        }
-        if answered.is_some() {
-            let pause = PAUSES[failures.min(PAUSES.len() - 1)];
-            failures += 1;
-            end.run_until_cancelled(tokio::time::sleep(pause)).await;
+    });
+    end.run_until_cancelled(async { tokio::join!(converse(&context, &node, &heard), silence) }).await;
+    // The node has no agent any more, and nothing of it stays: a node of a fleet may never come back.
+    let view = context.inventory.node(&node).unwrap_or_default();
+    changed(&context, &node, NodeView { connected: false, ..view });
+    context.metrics.agent_gone(&node);
+    for (namespace, name) in context.inventory.forget(&node) {
+        context.guests.wake(&namespace, &name);
+    }
+}
+
+/// Connects again after each cut; `heard` is true while the agent talks.
+async fn converse(context: &Arc<Context>, node: &str, heard: &watch::Sender<bool>) {
+    let mut failures = 0;
+    loop {
+        listen(context, node, heard, &mut failures).await;
+        heard.send_replace(false);
+        tokio::time::sleep(PAUSES[failures.min(PAUSES.len() - 1)]).await;
+        failures += 1;
+    }
+}
+
+/// Tells once of each silence that lasts, with its beginning.
+async fn tell_silence(mut hearing: watch::Receiver<bool>, clock: Clock, tell: impl Fn(Timestamp)) {
+    while hearing.wait_for(|heard| !heard).await.is_ok() {
+        let since = clock();
+        let answered = tokio::time::timeout(SILENCE_SHOWN, hearing.wait_for(|heard| *heard)).await.is_ok();
+        if !answered {
+            tell(since);
+            // The sender lives as long as this does.
+            let _ = hearing.wait_for(|heard| *heard).await;
         }
     }
 }
 
 /// One connection's life: who the agent is, then all that it says.
-async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
+async fn listen(context: &Arc<Context>, node: &str, heard: &watch::Sender<bool>, failures: &mut usize) {
     let Some(agent) = context.agents.get(node) else { return };
     let described = agent.describe().await;
     let (who, mut stream) = match (described, agent.watch_guests().await) {
@@ -201,6 +223,7 @@ async fn listen(context: &Arc<Context>, node: &str, failures: &mut usize) {
                 };
                 let guests = view.guests.clone();
                 changed(context, node, view);
+                heard.send_replace(true);
                 make(context, node, &guests, &mut refused).await;
             }
             Some(Err(error)) => {
@@ -302,5 +325,30 @@ mod tests {
         assert!(inventory.doubles("u", "t", "other", at(160)) == ["heir: t/g"]);
         assert_eq!(inventory.forget("heir").len(), 1);
         assert_eq!(nodes(900), ["dead"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silence_is_told_of_when_it_lasts_and_one_that_a_new_connection_ends_is_not() {
+        let told = Arc::new(Mutex::new(0));
+        let (heard, hearing) = watch::channel(false);
+        let counter = told.clone();
+        let task = tokio::spawn(tell_silence(hearing, crate::clock::system(), move |_| *locked(&counter) += 1));
+        let after = |seconds| tokio::time::sleep(Duration::from_secs(seconds));
+        after(9).await;
+        heard.send_replace(true);
+        after(600).await;
+        heard.send_replace(false);
+        after(9).await;
+        assert_eq!(*locked(&told), 0, "the connection was renewed");
+        after(2).await;
+        assert_eq!(*locked(&told), 1, "the agent is lost");
+        after(600).await;
+        assert_eq!(*locked(&told), 1, "once");
+        heard.send_replace(true);
+        after(1).await;
+        heard.send_replace(false);
+        after(11).await;
+        assert_eq!(*locked(&told), 2);
+        task.abort();
     }
 }

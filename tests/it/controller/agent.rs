@@ -24,6 +24,7 @@ use super::fixtures::{GUEST_UUID, Ids, Log};
 struct State {
     log: Log,
     reachable: bool,
+    talks: watch::Sender<bool>,
     phase: v1::RunPhase,
     failure: Option<bool>,
     asked: Ids,
@@ -78,6 +79,7 @@ impl FakeAgent {
         FakeAgent(Arc::new(Mutex::new(State {
             log,
             reachable: true,
+            talks: watch::Sender::new(true),
             phase: v1::RunPhase::Copying,
             failure: None,
             asked: Ids::new(),
@@ -96,6 +98,11 @@ impl FakeAgent {
     /// Whether calls about runs are answered.
     pub(super) fn reachable(&self, is: bool) {
         self.with(|s| s.reachable = is);
+    }
+
+    /// Whether the stream of guests is open; false ends it, too.
+    pub(super) fn talks(&self, does: bool) {
+        self.with(|s| s.talks.send_replace(does));
     }
 
     /// The phase in which a run is that was started.
@@ -245,8 +252,15 @@ impl AgentCalls for FakeAgent {
     }
 
     fn watch_guests(&self) -> Answer<'_, Answers<v1::WatchGuestsResponse>> {
-        let receiver = self.with(|s| s.guests.subscribe());
-        now(Ok(WatchStream::new(receiver).map(Ok).boxed()))
+        let (receiver, mut talks) = self.with(|s| {
+            s.note("WatchGuests");
+            (s.guests.subscribe(), s.talks.subscribe())
+        });
+        if !*talks.borrow() {
+            return now(Err(silent("WatchGuests")));
+        }
+        let cut = async move { drop(talks.wait_for(|does| !does).await) };
+        now(Ok(WatchStream::new(receiver).map(Ok).take_until(Box::pin(cut)).boxed()))
     }
 
     fn start_backup(&self, request: v1::StartBackupRequest) -> Answer<'_, v1::RunState> {

@@ -4,8 +4,8 @@
 use std::sync::atomic::Ordering;
 
 use driftline::{
-    api::{BackupRun, RestoreRun},
-    controller::{repository, restore, run},
+    api::{BackupRun, Guest, RestoreRun},
+    controller::{guest, repository, restore, run},
     rpc::v1,
 };
 use serde_json::json;
@@ -167,4 +167,20 @@ async fn a_node_whose_clock_is_wrong_does_not_delete_a_run_before_its_time() {
     stage.now.fetch_add(3601, Ordering::SeqCst);
     stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
     assert!(!stage.exists("backupruns", "b1"));
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_its_stream_and_answers_again_soon_changes_no_status() {
+    let mut stage = Stage::ready().await;
+    let before = stage.object("guests", "db-1");
+    stage.agent.talks(false);
+    // The stream was cut, and at least one attempt to open it again was refused.
+    until(&mut stage, async |stage| stage.count("agent WatchGuests") >= 1).await;
+    stage.reconcile::<Guest, _>("db-1", guest::reconcile).await;
+    let refused = stage.count("agent WatchGuests");
+    stage.agent.talks(true);
+    until(&mut stage, async |stage| stage.count("agent WatchGuests") > refused).await;
+    stage.reconcile::<Guest, _>("db-1", guest::reconcile).await;
+    assert_eq!(stage.object("guests", "db-1"), before);
+    assert!(!stage.log().iter().any(|line| line.starts_with("event")), "{:#?}", stage.log());
 }
