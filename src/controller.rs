@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCo
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::{api::discovery::v1::EndpointSlice, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::discovery::v1::EndpointSlice,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
 use kube::{
     Api, Client, ResourceExt,
     runtime::{WatchStreamExt, reflector, watcher},
@@ -272,12 +275,21 @@ fn since(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
 
-/// Since when an object waits, by its conditions: what was on its way until now begins to wait now, however old it is.
-fn waits_since(conditions: &[Condition], created: Timestamp, now: Timestamp) -> Timestamp {
-    match condition::find(conditions, condition::RECONCILING) {
-        Some(on_its_way) if on_its_way.status == "True" => now,
-        Some(waiting) => waiting.last_transition_time.0.max(created),
+/// Since when an object waits for this, by its conditions: what was on its way, or waited for something else, begins to
+/// wait now, however old it is.
+fn waits_since(conditions: &[Condition], reason: &str, created: Timestamp, now: Timestamp) -> Timestamp {
+    match condition::find(conditions, condition::READY) {
+        Some(ready) if ready.reason == reason => ready.last_transition_time.0.max(created),
+        Some(_) => now,
         None => created,
+    }
+}
+
+/// Has `Ready` say since when an object waits for this: another reason is a transition too, though `Ready` stays False.
+fn begin_to_wait(conditions: &mut [Condition], reason: &str, now: Timestamp) {
+    let ready = conditions.iter_mut().find(|c| c.type_ == condition::READY && c.reason != reason);
+    if let Some(ready) = ready {
+        ready.last_transition_time = Time(now);
     }
 }
 
@@ -328,5 +340,18 @@ mod tests {
         assert_eq!(time(1_500).unwrap().as_millisecond(), 1_500);
         assert_eq!(time(u64::MAX), None);
         assert_eq!(since(Timestamp::from_second(10).unwrap(), Timestamp::from_second(5).unwrap()), Duration::ZERO);
+    }
+
+    #[test]
+    fn each_reason_is_waited_for_from_its_own_beginning() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let mut list = vec![];
+        assert_eq!(waits_since(&list, "Away", at(5), at(9)), at(5), "what is new waits since it was made");
+        for (reason, second) in [("Away", 10), ("Away", 50), ("Problem", 90), ("Problem", 120)] {
+            begin_to_wait(&mut list, reason, at(second));
+            condition::set_stage(&mut list, condition::Stage::NotReady, (reason, "m"), 1, at(second));
+        }
+        assert_eq!(waits_since(&list, "Problem", at(5), at(130)), at(90));
+        assert_eq!(waits_since(&list, "Away", at(5), at(130)), at(130));
     }
 }

@@ -157,12 +157,13 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Sourc
         Started { session: agent.session.clone(), on_agent, lost_since }
     });
     let source = check(context, restore);
+    let waits_for = source.as_ref().err().map(|blocker| blocker.reason.as_str()).unwrap_or_default();
     let world = World {
         settled,
         deleted: restore.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         finalizer: restore.finalizers().iter().any(|f| f == FINALIZER),
         cancel: restore.spec.cancel,
-        known_since: super::waits_since(&status.conditions, created, now).max(context.started),
+        known_since: super::waits_since(&status.conditions, waits_for, created, now).max(context.started),
         node: restore.spec.target.node_name.clone(),
         overwrite: restore.spec.overwrite_policy == OverwritePolicy::Always,
         verify: restore.spec.verify == Verify::Digest,

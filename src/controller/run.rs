@@ -215,6 +215,11 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
         Started { node: agent.node.clone(), accepted: !agent.session.is_empty(), on_agent, lost_since }
     });
     let (ready, target) = check::check(context, run);
+    let ready = match invalid {
+        Some(message) => Err(Blocker::stays(Reason::InvalidSpec, message)),
+        None => ready,
+    };
+    let waits_for = ready.as_ref().err().map(|blocker| blocker.reason.as_str()).unwrap_or_default();
     let world = World {
         deleted: run.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         finalizer: run.finalizers().iter().any(|f| f == FINALIZER),
@@ -224,7 +229,7 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
             .retry_time
             .as_ref()
             .map_or(created, |t| t.0)
-            .max(super::waits_since(&status.conditions, created, now))
+            .max(super::waits_since(&status.conditions, waits_for, created, now))
             .max(context.started),
         deadline: deadline.unwrap_or(Duration::from_secs(86_400)),
         ttl: ttl.ok().flatten(),
@@ -232,10 +237,7 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
         attempts: status.attempts.unwrap_or(0),
         retry_at: status.retry_time.as_ref().map(|t| t.0),
         in_front: if settled.is_none() && started.is_none() { in_front(context, run) } else { None },
-        ready: match invalid {
-            Some(message) => Err(Blocker::stays(Reason::InvalidSpec, message)),
-            None => ready,
-        },
+        ready,
         settled,
         started,
     };

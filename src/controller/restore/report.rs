@@ -12,7 +12,7 @@ use crate::{
         run::RunAgent,
         words::Reason,
     },
-    controller::{run::report::percent, signed, time},
+    controller::{begin_to_wait, run::report::percent, signed, time},
     rpc::v1,
 };
 
@@ -41,6 +41,9 @@ pub fn report(plan: &Plan, world: &World, old: Option<&RestoreRunStatus>, now: T
         status.agent = None;
     }
     let (phase, stage, reason, message) = words(plan, world);
+    if matches!(plan, Plan::Wait { .. }) {
+        begin_to_wait(&mut status.conditions, &reason, now);
+    }
     let why = (reason.as_str(), message.as_str());
     let ended = matches!(plan, Plan::Complete | Plan::Fail { .. });
     if ended {

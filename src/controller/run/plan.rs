@@ -104,7 +104,8 @@ pub struct World {
     pub cancel: bool,
     /// From when on its time counts.
     pub created: Timestamp,
-    /// Since when it waits for its blockers to be gone: its creation, the end of the queue, or the controller's start.
+    /// Since when it waits for this blocker: its creation, the end of the queue or of another blocker, or the
+    /// controller's start.
     pub known_since: Timestamp,
     /// How long it may take.
     pub deadline: Duration,

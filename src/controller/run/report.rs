@@ -12,7 +12,7 @@ use crate::{
         run::{RestorePointRef, RunAgent, RunDisk},
         words::Reason,
     },
-    controller::{backup_type, signed, since, time},
+    controller::{backup_type, begin_to_wait, signed, since, time},
     rpc::v1,
 };
 
@@ -88,6 +88,9 @@ pub fn report(
         | Plan::Keep { .. }
         | Plan::Expire
         | Plan::Release => {}
+    }
+    if matches!(plan, Plan::Wait { .. }) {
+        begin_to_wait(&mut status.conditions, &reason, now);
     }
     let why = (reason.as_str(), message.as_str());
     let ended = match plan {

@@ -89,6 +89,39 @@ async fn a_run_that_queued_for_long_has_the_same_patience_as_a_new_one() {
 }
 
 #[tokio::test]
+async fn a_run_that_waited_for_long_for_one_thing_has_patience_for_the_next() {
+    let mut stage = Stage::ready().await;
+    // The repository's agent is away, which is waited for for ten minutes.
+    let ready = |is: &'static str| {
+        move |o: &mut serde_json::Value| {
+            for c in o["status"]["conditions"].as_array_mut().unwrap().iter_mut().filter(|c| c["type"] == "Ready") {
+                c["status"] = json!(is);
+            }
+        }
+    };
+    stage.edit("backuprepositories", "repo", ready("Unknown"));
+    stage.apply(backup("b1"));
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert_eq!(stage.condition("backupruns", "b1", "Ready").1, "RepositoryNotReady");
+    stage.now.fetch_add(90, Ordering::SeqCst);
+    // It is back, and has not looked at the guest yet, which is waited for for one minute.
+    stage.edit("backuprepositories", "repo", ready("True"));
+    let problem = v1::Problem { subject: "db-1".into(), reason: "NotSeenYet".into(), message: "Not yet".into() };
+    let guest = v1::Guest { name: "db-1".into(), namespace: "team-a".into(), ..v1::Guest::default() };
+    stage.agent.say_guests(vec![v1::Guest { problem: Some(problem), ..guest }]);
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.condition("backupruns", "b1", "Ready").1 == "GuestNotReady"
+    })
+    .await;
+    for (seconds, phase) in [(59, "Pending"), (2, "Failed")] {
+        stage.now.fetch_add(seconds, Ordering::SeqCst);
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        assert_eq!(stage.status("backupruns", "b1")["phase"], phase);
+    }
+}
+
+#[tokio::test]
 async fn a_restore_that_never_began_and_whose_point_is_gone_comes_to_an_end() {
     let mut stage = Stage::ready().await;
     stage.agent.have_point();
