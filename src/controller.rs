@@ -293,6 +293,13 @@ fn begin_to_wait(conditions: &mut [Condition], reason: &str, now: Timestamp) {
     }
 }
 
+/// Has conditions say that this generation of the spec was seen, where nothing else of them changes any more.
+fn seen(conditions: &mut [Condition], generation: Option<i64>) {
+    for condition in conditions {
+        condition.observed_generation = generation;
+    }
+}
+
 /// A number of the wire as the API writes it; more than it can write becomes the most that it can.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)

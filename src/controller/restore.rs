@@ -61,6 +61,8 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
         let next = match next {
             Plan::Keep => {
                 context.restoring.forget(&uid(&restore));
+                let status = report::kept(restore.status.as_ref(), restore.metadata.generation);
+                write::status(&context, &mut restore, &status, "Restore").await?;
                 return Ok(Action::await_change());
             }
             Plan::Release => {

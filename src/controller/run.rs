@@ -69,6 +69,8 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         let next = match next {
             Plan::Keep { expires_in } => {
                 forget(&context, &run);
+                let status = report::kept(run.status.as_ref(), run.metadata.generation);
+                write::status(&context, &mut run, &status, "Backup").await?;
                 return Ok(expires_in.map_or_else(Action::await_change, Action::requeue));
             }
             Plan::Expire => {

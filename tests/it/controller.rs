@@ -280,3 +280,42 @@ async fn a_restore_reads_what_the_repository_says_and_ends_verified() {
     assert_eq!(stage.condition("restoreruns", "r1", "Verified").0, "True");
     assert_eq!(stage.count("agent StartRestore"), 1);
 }
+
+#[tokio::test]
+async fn a_cancel_that_comes_after_the_end_is_seen_and_changes_nothing_else() {
+    let mut stage = Stage::ready().await;
+    stage.agent.have_point();
+    stage.forget_answers();
+    stage.reconcile::<BackupRepository, _>("repo", repository::reconcile).await;
+    stage.apply(fixtures::restore_of(&stage.names("restorepoints")[0]));
+    stage.apply(backup("b1"));
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.agent.complete_run();
+    until(&mut stage, async |stage| {
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+        let ended = |plural, name| {
+            stage.finalizers(plural, name).is_empty() && stage.status(plural, name)["phase"] == "Complete"
+        };
+        ended("backupruns", "b1") && ended("restoreruns", "r1")
+    })
+    .await;
+    for (plural, name) in [("backupruns", "b1"), ("restoreruns", "r1")] {
+        let mut wanted = stage.status(plural, name);
+        stage.edit(plural, name, |o| {
+            o["spec"]["cancel"] = json!(true);
+            o["metadata"]["generation"] = json!(2);
+        });
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+        wanted["observedGeneration"] = json!(2);
+        for condition in wanted["conditions"].as_array_mut().unwrap() {
+            condition["observedGeneration"] = json!(2);
+        }
+        assert_eq!(stage.status(plural, name), wanted);
+        let written = stage.object(plural, name)["metadata"]["resourceVersion"].clone();
+        stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+        assert_eq!(stage.object(plural, name)["metadata"]["resourceVersion"], written, "once");
+    }
+}

@@ -12,7 +12,7 @@ use crate::{
         run::RunAgent,
         words::Reason,
     },
-    controller::{begin_to_wait, run::report::percent, signed, time},
+    controller::{begin_to_wait, run::report::percent, seen, signed, time},
     rpc::v1,
 };
 
@@ -69,6 +69,14 @@ pub fn report(plan: &Plan, world: &World, old: Option<&RestoreRunStatus>, now: T
     }
     condition::set_stage(&mut status.conditions, stage, why, generation, now);
     phase.clone_into(&mut status.phase);
+    status
+}
+
+/// The status of what has ended: nothing of it changes, but that a later spec was seen. Whoever waits compares the two.
+pub fn kept(old: Option<&RestoreRunStatus>, generation: Option<i64>) -> RestoreRunStatus {
+    let mut status = old.cloned().unwrap_or_default();
+    status.observed_generation = generation;
+    seen(&mut status.conditions, generation);
     status
 }
 

@@ -12,7 +12,7 @@ use crate::{
         run::{RestorePointRef, RunAgent, RunDisk},
         words::Reason,
     },
-    controller::{backup_type, begin_to_wait, signed, since, time},
+    controller::{backup_type, begin_to_wait, seen, signed, since, time},
     rpc::v1,
 };
 
@@ -126,6 +126,14 @@ pub fn report(
     );
     condition::set_stage(&mut status.conditions, stage, why, facts.generation, now);
     phase.clone_into(&mut status.phase);
+    status
+}
+
+/// The status of what has ended: nothing of it changes, but that a later spec was seen. Whoever waits compares the two.
+pub fn kept(old: Option<&BackupRunStatus>, generation: Option<i64>) -> BackupRunStatus {
+    let mut status = old.cloned().unwrap_or_default();
+    status.observed_generation = generation;
+    seen(&mut status.conditions, generation);
     status
 }
 
