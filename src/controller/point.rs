@@ -31,9 +31,23 @@ use crate::{
 /// How often a point is looked at without a reason.
 const RESYNC: Duration = Duration::from_secs(1800);
 
+/// How soon a point is looked at again whose repository has not been listed yet.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Why a repository's points are not known now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Unknown {
+    /// It has not been listed since this controller started.
+    NotListed(String),
+    /// It is not there, or cannot be used.
+    Unusable(String),
+}
+
 /// What to show.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Plan {
+    /// What an earlier controller showed is the best that is known, until the repository is listed.
+    Keep,
     /// The repository's points are not known now, with why.
     Unknown(String),
     /// The repository holds no such point for this namespace and name.
@@ -44,10 +58,12 @@ pub enum Plan {
     Available,
 }
 
-/// Decides what to show. `unknown`: why the repository's points are not known now.
-pub fn plan(unknown: Option<String>, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
-    if let Some(why) = unknown {
-        return Plan::Unknown(why);
+/// Decides what to show. `unknown`: why the repository's points are not known now; `shown`: whether there is a status.
+pub fn plan(unknown: Option<Unknown>, shown: bool, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
+    match unknown {
+        Some(Unknown::NotListed(_)) if shown => return Plan::Keep,
+        Some(Unknown::NotListed(why) | Unknown::Unusable(why)) => return Plan::Unknown(why),
+        None => {}
     }
     match point {
         Some(point) if point.id == spec.point_id && !point.chain_intact => {
@@ -69,12 +85,17 @@ pub fn report(
     let mut status = match (plan, point) {
         (Plan::Available | Plan::ChainBroken(_), Some(point)) => facts(point),
         (Plan::NotInRepository, _) => RestorePointStatus::default(),
-        (Plan::Unknown(_) | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
+        (Plan::Keep | Plan::Unknown(_) | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
     };
     status.conditions = old.map(|o| o.conditions.clone()).unwrap_or_default();
     status.observed_generation = generation;
+    let observed = generation;
     let generation = generation.unwrap_or(0);
     let (stage, available, chain, reason, message) = match plan {
+        Plan::Keep => {
+            super::seen(&mut status.conditions, observed);
+            return status;
+        }
         Plan::Unknown(why) => (Stage::Unknown, "Unknown", "Unknown", Reason::RepositoryUnknown, why.clone()),
         Plan::NotInRepository => (
             Stage::Stalled,
@@ -144,11 +165,12 @@ pub async fn reconcile(context: Arc<Context>, object: Arc<RestorePoint>) -> Resu
     let unknown = unknown(&context, &name.0, &object.spec, repository.as_ref());
     let uid = repository.and_then(|r| r.metadata.uid.clone());
     let point = uid.as_deref().and_then(|uid| context.catalogue.point(uid, &name));
-    let plan = plan(unknown, &object.spec, point.as_deref());
+    let shown = object.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
+    let plan = plan(unknown, shown, &object.spec, point.as_deref());
     tracing::debug!(namespace = name.0, point = name.1, ?plan, "RestorePoint");
     let status = report(&plan, point.as_deref(), object.status.as_ref(), object.metadata.generation, context.now());
     write::status(&context, &mut object.as_ref().clone(), &status, "Show").await?;
-    Ok(Action::requeue(RESYNC))
+    Ok(Action::requeue(if plan == Plan::Keep { SOON } else { RESYNC }))
 }
 
 /// Why the points of the repository are not known now; None: they are. An agent that is away for a while changes nothing.
@@ -157,22 +179,23 @@ fn unknown(
     own: &str,
     spec: &RestorePointSpec,
     repository: Option<&BackupRepository>,
-) -> Option<String> {
+) -> Option<Unknown> {
     let reference = &spec.repository_ref;
     let name = format!("{}/{}", reference.namespace_or(own), reference.name);
     let Some(repository) = repository else {
-        return Some(format!(
+        return Some(Unknown::Unusable(format!(
             "There is no BackupRepository {name} any more. The data is where it was: make one with the same folder, under any name, and the point is shown again; or delete this object."
-        ));
+        )));
     };
     let conditions = repository.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let stalled = condition::find(conditions, condition::STALLED).filter(|stalled| stalled.status == "True");
     if let Some(stalled) = stalled {
-        return Some(format!("BackupRepository {name} cannot be used ({}): {}", stalled.reason, stalled.message));
+        let why = format!("BackupRepository {name} cannot be used ({}): {}", stalled.reason, stalled.message);
+        return Some(Unknown::Unusable(why));
     }
     let known = context.catalogue.knows(repository.metadata.uid.as_deref().unwrap_or_default());
     let unread = format!("BackupRepository {name} has not been read yet: see its conditions.");
-    (!known).then_some(unread)
+    (!known).then_some(Unknown::NotListed(unread))
 }
 
 /// Where a point is shown: with its guest where that is known and may use the repository, else with the repository.
@@ -319,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_point_made_by_hand_says_that_the_repository_does_not_hold_it() {
-        let plan = plan(None, &spec_of("a"), None);
+        let plan = plan(None, true, &spec_of("a"), None);
         assert_eq!(plan, Plan::NotInRepository);
         let forged = RestorePointStatus { size: "1Gi".to_owned(), ..RestorePointStatus::default() };
         let status = report(&plan, None, Some(&forged), Some(1), Timestamp::UNIX_EPOCH);
@@ -328,18 +351,29 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_that_just_started_leaves_what_is_shown_until_it_has_the_list() {
+        let plan = plan(Some(Unknown::NotListed("x".to_owned())), true, &spec_of("a"), None);
+        assert_eq!(plan, Plan::Keep);
+        let whole = v1::Point { id: "a".to_owned(), chain_intact: true, ..v1::Point::default() };
+        let old = report(&Plan::Available, Some(&whole), None, Some(1), Timestamp::UNIX_EPOCH);
+        assert_eq!(report(&plan, None, Some(&old), Some(1), Timestamp::MAX), old);
+    }
+
+    #[test]
     fn another_point_under_the_name_is_not_shown_as_this_one() {
         let other = v1::Point { id: "b".to_owned(), chain_intact: true, ..v1::Point::default() };
-        assert_eq!(plan(None, &spec_of("a"), Some(&other)), Plan::NotInRepository);
+        assert_eq!(plan(None, true, &spec_of("a"), Some(&other)), Plan::NotInRepository);
     }
 
     #[test]
     fn a_broken_chain_and_an_unread_repository_are_no_available_points() {
         let broken =
             v1::Point { id: "a".to_owned(), chain_problem: "Parent x is missing".to_owned(), ..v1::Point::default() };
-        assert_eq!(plan(None, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
-        assert_eq!(plan(Some("x".to_owned()), &spec_of("a"), Some(&broken)), Plan::Unknown("x".to_owned()));
+        assert_eq!(plan(None, true, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
+        let unknown = |why: fn(String) -> Unknown, shown| plan(Some(why("x".to_owned())), shown, &spec_of("a"), None);
+        assert_eq!(unknown(Unknown::Unusable, true), Plan::Unknown("x".to_owned()));
+        assert_eq!(unknown(Unknown::NotListed, false), Plan::Unknown("x".to_owned()));
         let whole = v1::Point { chain_intact: true, ..broken };
-        assert_eq!(plan(None, &spec_of("a"), Some(&whole)), Plan::Available);
+        assert_eq!(plan(None, true, &spec_of("a"), Some(&whole)), Plan::Available);
     }
 }
