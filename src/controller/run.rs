@@ -257,12 +257,19 @@ fn in_front(context: &Context, run: &BackupRun) -> Option<(String, i32)> {
             && r.namespace() == run.namespace()
             && r.spec.guest_ref.name == run.spec.guest_ref.name
             && !is_settled(r)
+            && !is_let_go(r)
             && (going || queued)
     });
     others.sort_by_key(age);
     let waiting = context.runs.find(|r| !is_settled(r) && r.status.as_ref().is_some_and(|s| s.phase == "Queued")).len();
     context.metrics.queued(waiting);
     Some((others.first()?.name_any(), super::small(u32::try_from(others.len()).unwrap_or(u32::MAX))))
+}
+
+/// Whether the run is deleted and only somebody else's finalizer holds its object: nothing of it goes, or ever will.
+fn is_let_go(run: &BackupRun) -> bool {
+    let ours = run.finalizers().iter().any(|f| f == FINALIZER);
+    run.metadata.deletion_timestamp.is_some() && (!ours || run.status.as_ref().is_none_or(|s| s.agent.is_none()))
 }
 
 /// An agent's no, or its silence.

@@ -217,3 +217,19 @@ async fn an_agent_that_ends_its_stream_and_answers_again_soon_changes_no_status(
     assert_eq!(stage.object("guests", "db-1"), before);
     assert!(!stage.log().iter().any(|line| line.starts_with("event")), "{:#?}", stage.log());
 }
+
+#[tokio::test]
+async fn a_deleted_run_that_another_finalizer_holds_is_not_waited_for() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.edit("backupruns", "b1", |o| {
+        o["metadata"]["finalizers"] = json!(["example.com/audit"]);
+        o["metadata"]["creationTimestamp"] = json!("2023-11-14T00:00:00Z");
+    });
+    stage.delete("backupruns", "b1");
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.apply(backup("b2"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b2", run::reconcile).await;
+    assert_eq!(stage.status("backupruns", "b2")["phase"], "Copying");
+}
