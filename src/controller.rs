@@ -147,7 +147,7 @@ async fn start(args: Args) -> Result<(), RunError> {
 pub async fn drive(context: Arc<Context>, feeds: Feeds, end: CancellationToken) {
     let Feeds { guests, repositories, runs, points, restores } = feeds;
     tokio::join!(
-        driver::drive("Guest", context.clone(), guests, end.clone(), |_, _| {}, guest::reconcile),
+        driver::drive("Guest", context.clone(), guests, end.clone(), guest_touched, guest::reconcile),
         driver::drive(
             "BackupRepository",
             context.clone(),
@@ -160,6 +160,14 @@ pub async fn drive(context: Arc<Context>, feeds: Feeds, end: CancellationToken) 
         driver::drive("RestorePoint", context.clone(), points, end.clone(), point_touched, point::reconcile),
         driver::drive("RestoreRun", context.clone(), restores, end, restore_touched, restore::reconcile),
     );
+}
+
+/// A Guest object is a view: where an agent has the guest, it comes back at once.
+fn guest_touched(context: &Context, object: &context::Guarded<crate::api::Guest>) {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+    if context.guests.get(&namespace, &name).is_none() {
+        context.inventory.deleted(&namespace, &name);
+    }
 }
 
 /// A point's object that was deleted comes back when its repository is looked at.

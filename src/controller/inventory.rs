@@ -59,6 +59,8 @@ impl NodeView {
 #[derive(Default)]
 pub struct Inventory {
     nodes: Mutex<BTreeMap<String, NodeView>>,
+    /// Counts the Guest objects that were deleted although an agent has the guest.
+    missing: watch::Sender<u64>,
 }
 
 impl Inventory {
@@ -84,6 +86,20 @@ impl Inventory {
             list.extend(own.map(|g| (node.clone(), g.clone())));
         }
         if claims.is_empty() { stale } else { claims }
+    }
+
+    /// Whether some agent said last that it has a guest of this UUID in this namespace.
+    pub fn has(&self, namespace: &str, uuid: &str) -> bool {
+        let nodes = locked(&self.nodes);
+        nodes.values().flat_map(|view| &view.guests).any(|g| g.namespace == namespace && g.uuid == uuid)
+    }
+
+    /// Has the object of a guest made anew that somebody deleted, where an agent has the guest.
+    pub fn deleted(&self, namespace: &str, name: &str) {
+        let has = |view: &NodeView| view.guests.iter().any(|g| g.namespace == namespace && g.name == name);
+        if locked(&self.nodes).values().any(has) {
+            self.missing.send_modify(|count| *count += 1);
+        }
     }
 
     /// Guests of other nodes or names with this UUID, as `node: namespace/name`.
@@ -196,10 +212,18 @@ async fn listen(context: &Arc<Context>, node: &str, heard: &watch::Sender<bool>,
     let mut shown: Vec<v1::Problem> = vec![];
     let mut refused = BTreeSet::new();
     let mut resync = tokio::time::interval(RESYNC);
+    let mut missing = context.inventory.missing.subscribe();
     loop {
+        let again = async {
+            tokio::select! {
+                _ = resync.tick() => {}
+                // The inventory, which sends, lives as long as the context.
+                _ = missing.changed() => {}
+            }
+        };
         let message = tokio::select! {
             message = stream.next() => message,
-            _ = resync.tick() => {
+            () = again => {
                 if let Some(view) = context.inventory.node(node).filter(|v| v.connected) {
                     make(context, node, &view.guests, &mut refused).await;
                 }
@@ -350,5 +374,17 @@ mod tests {
         after(11).await;
         assert_eq!(*locked(&told), 2);
         task.abort();
+    }
+
+    #[test]
+    fn a_deleted_object_is_missed_only_where_an_agent_has_its_guest() {
+        let inventory = Inventory::default();
+        let missing = inventory.missing.subscribe();
+        inventory.deleted("t", "g");
+        assert!(!missing.has_changed().unwrap() && !inventory.has("t", "u"));
+        inventory.set("n1", view(true, None));
+        inventory.deleted("t", "g");
+        assert!(missing.has_changed().unwrap());
+        assert!(inventory.has("t", "u") && !inventory.has("other", "u"));
     }
 }

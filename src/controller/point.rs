@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     api::{
-        BackupRepository, RestorePoint, RestorePointSpec, RestorePointStatus,
+        BackupRepository, Guest, RestorePoint, RestorePointSpec, RestorePointStatus,
         condition::{self, Stage},
         naming,
         point::{Chain, PointGuest, StoredDisk},
@@ -204,14 +204,13 @@ pub fn place(context: &Context, repository: &BackupRepository, id: &str, point: 
     let name =
         naming::restore_point(&guest.name, &guest.uuid.parse().ok()?, &id.parse().ok()?, &point.id.parse().ok()?);
     let own = repository.namespace().unwrap_or_default();
+    // The Guest object is a view that may be gone for a moment; one without an agent is known by its object alone.
+    let shown = |g: &Guest| {
+        g.metadata.namespace.as_deref() == Some(&guest.namespace)
+            && g.status.as_ref().is_some_and(|s| s.uuid == guest.uuid)
+    };
     let known = repository.spec.allows(&own, &guest.namespace)
-        && !context
-            .guests
-            .find(|g| {
-                g.metadata.namespace.as_deref() == Some(&guest.namespace)
-                    && g.status.as_ref().is_some_and(|s| s.uuid == guest.uuid)
-            })
-            .is_empty();
+        && (context.inventory.has(&guest.namespace, &guest.uuid) || !context.guests.find(shown).is_empty());
     Some((if known { guest.namespace.clone() } else { own }, name))
 }
 

@@ -243,6 +243,21 @@ async fn a_deleted_restore_point_comes_back_and_its_data_was_never_touched() {
 }
 
 #[tokio::test]
+async fn a_guest_whose_object_is_gone_keeps_its_points_in_its_namespace() {
+    let mut stage = Stage::ready().await;
+    stage.agent.have_point();
+    stage.edit("backuprepositories", "repo", |o| {
+        o["spec"]["usagePolicy"] = json!({"allowedNamespaces": ["team-a"]});
+    });
+    stage.move_away("backuprepositories", "repo", "storage");
+    stage.delete("guests", "db-1");
+    stage.forget_answers();
+    stage.reconcile_in::<BackupRepository, _>("storage", "repo", repository::reconcile).await;
+    assert_eq!(stage.names("restorepoints").len(), 1);
+    assert!(stage.names("restorepoints").iter().all(|point| stage.exists("restorepoints", point)), "in team-a");
+}
+
+#[tokio::test]
 async fn a_restore_point_made_by_hand_shows_that_it_is_none_and_restores_nothing() {
     let mut stage = Stage::ready().await;
     let point = stage.agent.have_point();

@@ -146,8 +146,21 @@ impl Stage {
         K: Kind,
         F: Future<Output = Result<Action, Error>>,
     {
+        self.reconcile_in(NAMESPACE, name, reconcile).await;
+    }
+
+    /// The same of another namespace's object.
+    pub(super) async fn reconcile_in<K, F>(
+        &mut self,
+        namespace: &str,
+        name: &str,
+        reconcile: fn(Arc<Context>, Arc<K>) -> F,
+    ) where
+        K: Kind,
+        F: Future<Output = Result<Action, Error>>,
+    {
         self.feed();
-        let key = (K::plural(&()).into_owned(), NAMESPACE.to_owned(), name.to_owned());
+        let key = (K::plural(&()).into_owned(), namespace.to_owned(), name.to_owned());
         let Some(object) = self.objects.lock().unwrap().get(&key).cloned() else { return };
         let object: K = serde_json::from_value(object).unwrap();
         reconcile(self.context.clone(), Arc::new(object)).await.unwrap();
@@ -195,6 +208,12 @@ impl Stage {
         copy["metadata"]["namespace"] = json!(namespace);
         copy["metadata"]["uid"] = json!(format!("uid-{namespace}-{name}"));
         objects.insert((plural.to_owned(), namespace.to_owned(), name.to_owned()), copy);
+    }
+
+    /// Puts an object into another namespace.
+    pub(super) fn move_away(&self, plural: &str, name: &str, namespace: &str) {
+        self.place(plural, name, namespace);
+        self.delete(plural, name);
     }
 
     /// Lets the next reconcile of the repository ask its agents anew.
