@@ -108,6 +108,7 @@ reasons! {
     CheckpointPending "The instant that the restore point holds has not come yet.";
     Expired "The object was deleted because its ttlAfterFinished was over; its restore point stays.";
     ForeignObject "An object of a computed name is there that the controller did not make; it is left alone.";
+    FieldConflict "Another field manager holds a field that the controller writes; the message names both.";
     ObjectNotReadable "The stored object does not fit its schema; it is left alone.";
 }
 

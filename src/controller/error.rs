@@ -93,6 +93,15 @@ impl Error {
         }
     }
 
+    /// What the API server says about a field that another manager holds; None where that is not what went wrong.
+    pub(super) fn field_conflict(&self) -> Option<&str> {
+        let (Error::WriteStatus { source, .. } | Error::WriteObject { source, .. }) = self else { return None };
+        let kube::Error::Api(status) = source.as_ref() else { return None };
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        (status.code == 409 && causes.into_iter().any(|cause| cause.reason == "FieldManagerConflict"))
+            .then_some(status.message.as_str())
+    }
+
     /// What trying again can do.
     pub fn retry(&self) -> Retry {
         match self {

@@ -100,7 +100,14 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
             write::finalizer(&context, &mut restore, true).await?;
         }
         let status = report::report(&next, &world, restore.status.as_ref(), context.now());
-        write::status(&context, &mut restore, &status, "Restore").await?;
+        if let Err(error) = write::status(&context, &mut restore, &status, "Restore").await {
+            // Its end cannot be written while another manager holds a field; deleting it must not wait for that.
+            let deleted = restore.metadata.deletion_timestamp.is_some();
+            if deleted && settled_conditions(&status) && error.field_conflict().is_some() {
+                write::finalizer(&context, &mut restore, false).await?;
+            }
+            return Err(error);
+        }
         if settled_conditions(&status) && !is_settled(&restore) {
             count(&context, &restore, &status);
         }

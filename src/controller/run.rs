@@ -123,7 +123,14 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
             write::finalizer(&context, &mut run, true).await?;
         }
         let status = report::report(&next, &world, &facts, run.status.as_ref(), context.now());
-        write::status(&context, &mut run, &status, "Backup").await?;
+        if let Err(error) = write::status(&context, &mut run, &status, "Backup").await {
+            // Its end cannot be written while another manager holds a field; deleting it must not wait for that.
+            let deleted = run.metadata.deletion_timestamp.is_some();
+            if deleted && settled_conditions(&status) && error.field_conflict().is_some() {
+                write::finalizer(&context, &mut run, false).await?;
+            }
+            return Err(error);
+        }
         let ended = settled_conditions(&status);
         if ended && !is_settled(&run) {
             count(&context, &run, &status, &world);

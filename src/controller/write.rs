@@ -17,7 +17,10 @@ use super::{
     context::Context,
     error::{Error, is_code},
 };
-use crate::api::{condition, words};
+use crate::api::{
+    condition,
+    words::{self, Reason},
+};
 use crate::sentence::sentence;
 
 /// The longest note that an Event takes, in characters (the API's limit is 1 kB).
@@ -111,7 +114,9 @@ pub async fn status<K: Kind>(context: &Context, object: &mut K, status: &K::Stat
         Err(error) if is_code(&error, 404) => return Ok(()),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
-            return Err(Error::WriteStatus { kind, name, source: Box::new(source) });
+            let error = Error::WriteStatus { kind, name, source: Box::new(source) };
+            conflict(context, object, &error, action).await;
+            return Err(error);
         }
     };
     object.meta_mut().resource_version = version;
@@ -125,6 +130,17 @@ pub async fn status<K: Kind>(context: &Context, object: &mut K, status: &K::Stat
         event(context, &*object, kind, &after.reason, action, &after.message).await;
     }
     Ok(())
+}
+
+/// Tells on the object that another manager holds a field of ours, which nothing in its status can tell. Never by force:
+/// a field has one writer, and who is the wrong one is for a person to say.
+pub(super) async fn conflict<K: Kind>(context: &Context, object: &K, error: &Error, action: &str) {
+    if let Some(said) = error.field_conflict() {
+        let note = format!(
+            "The controller cannot write the object: {said}. See who holds which field by `kubectl get --show-managed-fields`, and remove that manager's fields."
+        );
+        event(context, object, EventType::Warning, Reason::FieldConflict.as_str(), action, &note).await;
+    }
 }
 
 /// Writes an Event about an object. Failures are logged and nothing else: an Event is never worth a reconcile.

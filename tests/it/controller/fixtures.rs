@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use super::agent::FakeAgent;
-use super::server::{GOING, Objects, put, remove, serve};
+use super::server::{GOING, HELD, Objects, put, remove, serve};
 
 pub(super) const REPOSITORY_ID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 pub(super) const GUEST_UUID: &str = "11111111-2222-3333-4444-555555555555";
@@ -193,6 +193,24 @@ impl Stage {
     /// The namespace is being deleted.
     pub(super) fn end_namespace(&self) {
         self.log.lock().unwrap().push(GOING.to_owned());
+    }
+
+    /// Somebody else writes into every status.
+    pub(super) fn hold_fields(&self) {
+        self.log.lock().unwrap().push(HELD.to_owned());
+    }
+
+    /// One reconcile of one object that may fail.
+    pub(super) async fn try_reconcile<K, F>(&mut self, name: &str, reconcile: fn(Arc<Context>, Arc<K>) -> F)
+    where
+        K: Kind,
+        F: Future<Output = Result<Action, Error>>,
+    {
+        let object = self.object(&K::plural(&()), name);
+        if !object.is_null() {
+            drop(self.reconcile_old(object, reconcile).await);
+        }
+        self.feed();
     }
 
     /// Changes an object as it is stored.

@@ -233,3 +233,22 @@ async fn a_deleted_run_that_another_finalizer_holds_is_not_waited_for() {
     stage.reconcile::<BackupRun, _>("b2", run::reconcile).await;
     assert_eq!(stage.status("backupruns", "b2")["phase"], "Copying");
 }
+
+#[tokio::test]
+async fn a_run_whose_status_somebody_else_holds_says_so_and_can_be_deleted() {
+    let mut stage = Stage::ready().await;
+    stage.apply(backup("b1"));
+    stage.agent.on_start(v1::RunPhase::Copying);
+    stage.reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    stage.hold_fields();
+    stage.delete("backupruns", "b1");
+    stage.try_reconcile::<BackupRun, _>("b1", run::reconcile).await;
+    assert!(stage.exists("backupruns", "b1"), "it was still going");
+    assert_eq!(stage.count("event FieldConflict"), 1);
+    until(&mut stage, async |stage| {
+        stage.try_reconcile::<BackupRun, _>("b1", run::reconcile).await;
+        !stage.exists("backupruns", "b1")
+    })
+    .await;
+    assert!(stage.count("agent CancelRun") >= 1);
+}

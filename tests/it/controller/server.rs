@@ -21,6 +21,9 @@ pub(super) type Objects = Arc<Mutex<BTreeMap<(String, String, String), Value>>>;
 /// In the log: the namespace is being deleted, and takes no new objects.
 pub(super) const GOING: &str = "namespace going";
 
+/// In the log: another field manager holds a field of every status.
+pub(super) const HELD: &str = "fields held";
+
 /// Stores what the server adds to an object, and merges what is there.
 pub(super) fn put(objects: &Objects, key: (String, String, String), given: &Value, now: i64) -> Value {
     let mut objects = objects.lock().unwrap();
@@ -109,6 +112,12 @@ fn respond(objects: &Objects, log: &Log, method: &Method, path: &str, body: &Val
             assert_eq!(body["metadata"]["uid"], object["metadata"]["uid"], "a status is for one object alone");
             if body["metadata"]["resourceVersion"] != object["metadata"]["resourceVersion"] {
                 return refusal(StatusCode::CONFLICT);
+            }
+            if log.lock().unwrap().iter().any(|l| l == HELD) {
+                let (code, mut answer) = refusal(StatusCode::CONFLICT);
+                answer["message"] = json!("conflict with \"kubectl-patch\": .status.phase");
+                answer["details"] = json!({"causes": [{"reason": "FieldManagerConflict", "field": ".status.phase"}]});
+                return (code, answer);
             }
             object["status"] = status.clone();
             renew(object);
