@@ -84,9 +84,12 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
                     follow(&context, &restore);
                     next
                 }
-                Err(Refusal::No { retry: Retry::Backoff | Retry::Now, message, .. }) => {
-                    tracing::info!(restore = write::full_name(&restore.metadata), "{message}");
-                    next
+                Err(Refusal::No { retry: Retry::Backoff | Retry::Now, reason, message }) => {
+                    tracing::info!(restore = write::full_name(&restore.metadata), reason, "{message}");
+                    let now = context.now();
+                    let conditions = restore.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                    let first = super::waits_since(conditions, &reason, context.started, now).max(context.started);
+                    plan::refused(reason, &message, first, now)
                 }
                 Err(Refusal::No { reason, message, retry: Retry::OnChange }) => Plan::Fail { reason, message },
             },
@@ -121,7 +124,7 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
             }
             Plan::Wait { after, .. } => return Ok(Action::requeue(after)),
             Plan::Follow => return Ok(Action::requeue(WATCHDOG)),
-            Plan::Cancel | Plan::Start => return Ok(Action::requeue(Duration::from_secs(3))),
+            Plan::Cancel | Plan::Start | Plan::Refused { .. } => return Ok(Action::requeue(Duration::from_secs(3))),
             Plan::Keep | Plan::Release => return Ok(Action::await_change()),
         }
     }

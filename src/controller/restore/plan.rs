@@ -79,6 +79,13 @@ pub enum Plan {
     Intend,
     /// Ask the agent to start, which it does once however often it is asked.
     Start,
+    /// Its agent refused for something that may pass: ask again.
+    Refused {
+        /// The agent's word.
+        reason: String,
+        /// The agent's sentence.
+        message: String,
+    },
     /// It is going: show how far.
     Follow,
     /// Ask the agent to cancel it.
@@ -92,6 +99,15 @@ pub enum Plan {
         /// What went wrong and what to do.
         message: String,
     },
+}
+
+/// How long an agent may refuse for something that may pass.
+const REFUSED: Duration = Duration::from_secs(120);
+
+/// What an agent's "try again" leads to; `first` is when it said this first.
+pub fn refused(reason: String, message: &str, first: Timestamp, now: Timestamp) -> Plan {
+    let message = with_way_out(&reason, message);
+    if since(first, now) < REFUSED { Plan::Refused { reason, message } } else { Plan::Fail { reason, message } }
 }
 
 fn fail(reason: Reason, message: impl Into<String>) -> Plan {
@@ -216,6 +232,14 @@ mod tests {
         assert_eq!(plan(&world(), at(1)), Plan::Intend);
         let started = Some(Started { session: String::new(), on_agent: OnAgent::Silent, lost_since: None });
         assert_eq!(plan(&World { started, ..world() }, at(1)), Plan::Start);
+    }
+
+    #[test]
+    fn an_agent_that_says_try_again_is_asked_for_two_minutes_and_its_reason_is_the_end() {
+        let said = |second| refused("StateUnusable".to_owned(), "No room", at(10), at(second));
+        let (reason, message) = ("StateUnusable".to_owned(), "No room".to_owned());
+        assert_eq!(said(129), Plan::Refused { reason: reason.clone(), message: message.clone() });
+        assert_eq!(said(130), Plan::Fail { reason, message });
     }
 
     #[test]

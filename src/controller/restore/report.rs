@@ -41,7 +41,7 @@ pub fn report(plan: &Plan, world: &World, old: Option<&RestoreRunStatus>, now: T
         status.agent = None;
     }
     let (phase, stage, reason, message) = words(plan, world);
-    if matches!(plan, Plan::Wait { .. }) {
+    if matches!(plan, Plan::Wait { .. } | Plan::Refused { .. }) {
         begin_to_wait(&mut status.conditions, &reason, now);
     }
     let why = (reason.as_str(), message.as_str());
@@ -107,6 +107,7 @@ fn words(plan: &Plan, world: &World) -> (&'static str, Stage, String, String) {
         Plan::Intend | Plan::Start => {
             going("Starting", Reason::Starting, format!("The agent of node {} is being asked to start.", world.node))
         }
+        Plan::Refused { reason, message } => ("Starting", Stage::Reconciling, reason.clone(), message.clone()),
         Plan::Cancel => going(
             phase(world).0,
             Reason::Cancelling,

@@ -33,6 +33,7 @@ struct State {
     repository: Option<String>,
     points: Vec<v1::Point>,
     restore: Option<v1::StartRestoreRequest>,
+    restore_refusal: Option<&'static str>,
 }
 
 #[derive(Clone)]
@@ -88,6 +89,7 @@ impl FakeAgent {
             repository: None,
             points: vec![],
             restore: None,
+            restore_refusal: None,
         })))
     }
 
@@ -175,6 +177,11 @@ impl FakeAgent {
 
     pub(super) fn repository_id(&self) -> Option<String> {
         self.with(|s| s.repository.clone())
+    }
+
+    /// Says "try again" to each start of a restore.
+    pub(super) fn refuse_restores(&self, reason: &'static str) {
+        self.with(|s| s.restore_refusal = Some(reason));
     }
 
     pub(super) fn restore_request(&self) -> v1::StartRestoreRequest {
@@ -310,6 +317,11 @@ impl AgentCalls for FakeAgent {
                 return Err(silent("StartRestore"));
             }
             s.note("StartRestore");
+            if let Some(reason) = s.restore_refusal {
+                let (node, call, message) = ("n1".to_owned(), "StartRestore", format!("StartRestore: {reason}"));
+                let (kind, retry) = (Kind::Unavailable, Retry::Backoff);
+                return Err(RpcError::Refused { node, call, kind, reason: reason.to_owned(), message, retry });
+            }
             s.restore = Some(request.clone());
             Ok(done(&request))
         }))

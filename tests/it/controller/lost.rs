@@ -252,3 +252,19 @@ async fn a_run_whose_status_somebody_else_holds_says_so_and_can_be_deleted() {
     .await;
     assert!(stage.count("agent CancelRun") >= 1);
 }
+
+#[tokio::test]
+async fn an_agent_that_refuses_a_restore_for_now_is_heard_and_its_reason_is_the_end() {
+    let mut stage = Stage::ready().await;
+    stage.agent.have_point();
+    stage.forget_answers();
+    stage.reconcile::<driftline::api::BackupRepository, _>("repo", repository::reconcile).await;
+    stage.apply(restore_of(&stage.names("restorepoints")[0]));
+    stage.agent.refuse_restores("StateUnusable");
+    for (seconds, ended) in [(0, "False"), (119, "False"), (2, "True")] {
+        stage.now.fetch_add(seconds, Ordering::SeqCst);
+        stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+        assert_eq!(stage.condition("restoreruns", "r1", "Failed"), (ended.into(), "StateUnusable".into()));
+    }
+    assert_eq!(stage.finalizers("restoreruns", "r1").len(), 1, "the next look takes it");
+}
