@@ -4,11 +4,10 @@
 //! fractions rounded up to the next whole unit. Arithmetic is in i128, so that no accepted text overflows.
 
 /// The schema's rule for an amount of bytes; negative and sub-unit suffixes are no amounts of bytes. Not a pattern: what a
-/// pattern refuses, the server tells by the pattern alone.
-pub const RULE: &str = "self.matches('^[0-9]{1,15}([.][0-9]{1,9})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')";
+/// pattern refuses, the server tells by the pattern alone. Each suffix has as many digits as fit into 63 bits with it.
+pub const RULE: &str = "self.matches('^([0-9]{1,15}([.][0-9]{1,9})?(k|Ki)?|[0-9]{1,12}([.][0-9]{1,9})?Mi?|[0-9]{1,9}([.][0-9]{1,9})?Gi?|[0-9]{1,6}([.][0-9]{1,9})?Ti?|[0-9]{1,3}([.][0-9]{1,9})?Pi?)$')";
 /// What the server says where the rule does not hold.
-pub const RULE_SAYS: &str =
-    "is not an amount: write a number with k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or nothing, such as 100Mi";
+pub const RULE_SAYS: &str = "is not an amount: write a number with k, M, G, T, P, Ki, Mi, Gi, Ti, Pi or nothing, such as 100Mi, and no more than 999Pi";
 
 /// The schema's rule for a rate: some amount at all.
 pub const RATE_RULE: &str = "!self.matches('^0+([.]0+)?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$')";
@@ -150,6 +149,23 @@ mod tests {
             (u64::MAX, "16Ei"),
         ] {
             assert_eq!(show(bytes), text);
+        }
+    }
+
+    #[test]
+    fn what_the_schema_takes_for_a_rate_can_be_read() {
+        let spec = |rate: &str| {
+            serde_json::json!({
+                "guestRef": {"name": "g"}, "repositoryRef": {"name": "r"}, "transfer": {"bandwidth": rate}
+            })
+        };
+        for rate in ["100Mi", "999Pi", "999999Ti", "999999999Gi", "999999999999Mi", "999999999999999Ki", "1.5G"] {
+            let run = crate::api::BackupRun::new("b", serde_json::from_value(spec(rate)).unwrap());
+            assert!(run.validate_cel().is_ok() && parse(rate).is_ok(), "{rate}");
+        }
+        for rate in ["9999999999Pi", "1000Pi", "1000000Ti", "0", "-1"] {
+            let run = crate::api::BackupRun::new("b", serde_json::from_value(spec(rate)).unwrap());
+            assert!(run.validate_cel().is_err(), "{rate}");
         }
     }
 }
