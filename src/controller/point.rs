@@ -28,6 +28,9 @@ use crate::{
     sentence::sentence,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// How often a point is looked at without a reason.
 const RESYNC: Duration = Duration::from_secs(1800);
 
@@ -52,14 +55,22 @@ pub enum Plan {
     Unknown(String),
     /// The repository holds no such point for this namespace and name.
     NotInRepository,
+    /// The controller made the object, and the repository no longer lists its point.
+    NoLongerInRepository,
     /// It does, but a parent is missing; with the agent's words.
     ChainBroken(String),
     /// All is there.
     Available,
 }
 
-/// Decides what to show. `unknown`: why the repository's points are not known now; `shown`: whether there is a status.
-pub fn plan(unknown: Option<Unknown>, shown: bool, spec: &RestorePointSpec, point: Option<&v1::Point>) -> Plan {
+/// Decides what to show. `unknown`: why the repository's points are not known now; `shown`: whether there is a status;
+/// `ours`: whether the controller made the object.
+pub fn plan(
+    unknown: Option<Unknown>,
+    (shown, ours): (bool, bool),
+    spec: &RestorePointSpec,
+    point: Option<&v1::Point>,
+) -> Plan {
     match unknown {
         Some(Unknown::NotListed(_)) if shown => return Plan::Keep,
         Some(Unknown::NotListed(why) | Unknown::Unusable(why)) => return Plan::Unknown(why),
@@ -70,6 +81,7 @@ pub fn plan(unknown: Option<Unknown>, shown: bool, spec: &RestorePointSpec, poin
             Plan::ChainBroken(point.chain_problem.clone())
         }
         Some(point) if point.id == spec.point_id => Plan::Available,
+        Some(_) | None if ours => Plan::NoLongerInRepository,
         Some(_) | None => Plan::NotInRepository,
     }
 }
@@ -84,7 +96,7 @@ pub fn report(
 ) -> RestorePointStatus {
     let mut status = match (plan, point) {
         (Plan::Available | Plan::ChainBroken(_), Some(point)) => facts(point),
-        (Plan::NotInRepository, _) => RestorePointStatus::default(),
+        (Plan::NotInRepository | Plan::NoLongerInRepository, _) => RestorePointStatus::default(),
         (Plan::Keep | Plan::Unknown(_) | Plan::Available | Plan::ChainBroken(_), _) => old.cloned().unwrap_or_default(),
     };
     status.conditions = old.map(|o| o.conditions.clone()).unwrap_or_default();
@@ -103,6 +115,13 @@ pub fn report(
             "Unknown",
             Reason::NotInRepository,
             "The repository holds no such point under this name. RestorePoints are made by the controller; one made by hand does nothing and can be deleted.".to_owned(),
+        ),
+        Plan::NoLongerInRepository => (
+            Stage::Stalled,
+            "False",
+            "Unknown",
+            Reason::NotInRepository,
+            "The repository holds the point no longer, or its manifest is damaged: `driftline verify` on the node tells which. If the point is gone for good, delete this object.".to_owned(),
         ),
         Plan::ChainBroken(problem) => (Stage::Stalled, "True", "False", Reason::ChainBroken, problem.clone()),
         Plan::Available => (
@@ -163,10 +182,12 @@ pub async fn reconcile(context: Arc<Context>, object: Arc<RestorePoint>) -> Resu
     let reference = &object.spec.repository_ref;
     let repository = context.repositories.get(reference.namespace_or(&name.0), &reference.name);
     let unknown = unknown(&context, &name.0, &object.spec, repository.as_ref());
+    let shown = object.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
+    let id = repository.as_ref().and_then(|r| r.status.as_ref()?.repository_id.clone());
+    let ours = id.is_some_and(|id| is_ours(&object, &id));
     let uid = repository.and_then(|r| r.metadata.uid.clone());
     let point = uid.as_deref().and_then(|uid| context.catalogue.point(uid, &name));
-    let shown = object.status.as_ref().is_some_and(|status| !status.conditions.is_empty());
-    let plan = plan(unknown, shown, &object.spec, point.as_deref());
+    let plan = plan(unknown, (shown, ours), &object.spec, point.as_deref());
     tracing::debug!(namespace = name.0, point = name.1, ?plan, "RestorePoint");
     let status = report(&plan, point.as_deref(), object.status.as_ref(), object.metadata.generation, context.now());
     write::status(&context, &mut object.as_ref().clone(), &status, "Show").await?;
@@ -325,54 +346,4 @@ pub async fn make(
         ..ObjectMeta::default()
     };
     write::apply(context, &object).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec_of(id: &str) -> RestorePointSpec {
-        RestorePointSpec {
-            point_id: id.to_owned(),
-            guest: PointGuest { uuid: "u".to_owned(), name: "g".to_owned() },
-            repository_ref: RepositoryRef { name: "r".to_owned(), namespace: None },
-        }
-    }
-
-    #[test]
-    fn a_point_made_by_hand_says_that_the_repository_does_not_hold_it() {
-        let plan = plan(None, true, &spec_of("a"), None);
-        assert_eq!(plan, Plan::NotInRepository);
-        let forged = RestorePointStatus { size: "1Gi".to_owned(), ..RestorePointStatus::default() };
-        let status = report(&plan, None, Some(&forged), Some(1), Timestamp::UNIX_EPOCH);
-        assert!(status.size.is_empty());
-        assert_eq!(condition::find(&status.conditions, condition::AVAILABLE).unwrap().status, "False");
-    }
-
-    #[test]
-    fn a_controller_that_just_started_leaves_what_is_shown_until_it_has_the_list() {
-        let plan = plan(Some(Unknown::NotListed("x".to_owned())), true, &spec_of("a"), None);
-        assert_eq!(plan, Plan::Keep);
-        let whole = v1::Point { id: "a".to_owned(), chain_intact: true, ..v1::Point::default() };
-        let old = report(&Plan::Available, Some(&whole), None, Some(1), Timestamp::UNIX_EPOCH);
-        assert_eq!(report(&plan, None, Some(&old), Some(1), Timestamp::MAX), old);
-    }
-
-    #[test]
-    fn another_point_under_the_name_is_not_shown_as_this_one() {
-        let other = v1::Point { id: "b".to_owned(), chain_intact: true, ..v1::Point::default() };
-        assert_eq!(plan(None, true, &spec_of("a"), Some(&other)), Plan::NotInRepository);
-    }
-
-    #[test]
-    fn a_broken_chain_and_an_unread_repository_are_no_available_points() {
-        let broken =
-            v1::Point { id: "a".to_owned(), chain_problem: "Parent x is missing".to_owned(), ..v1::Point::default() };
-        assert_eq!(plan(None, true, &spec_of("a"), Some(&broken)), Plan::ChainBroken("Parent x is missing".to_owned()));
-        let unknown = |why: fn(String) -> Unknown, shown| plan(Some(why("x".to_owned())), shown, &spec_of("a"), None);
-        assert_eq!(unknown(Unknown::Unusable, true), Plan::Unknown("x".to_owned()));
-        assert_eq!(unknown(Unknown::NotListed, false), Plan::Unknown("x".to_owned()));
-        let whole = v1::Point { chain_intact: true, ..broken };
-        assert_eq!(plan(None, true, &spec_of("a"), Some(&whole)), Plan::Available);
-    }
 }
