@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::fs::FileExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
@@ -30,6 +30,23 @@ fn place_with_point() -> (Place, Repository) {
     let commands = ["write -P 1 0 128k", "write -z 192k 64k", "write -P 5 320k 64k", "write -P 7 1M 512"];
     commit(&place, &repository, 1, size, None, &commands.map(String::from));
     (place, repository)
+}
+
+/// A point with 4096 bytes of firmware variables, and their file.
+fn place_with_variables() -> (Place, Repository, PathBuf) {
+    let place = Place::new();
+    let repository = place.initialise().unwrap();
+    let lease = lease(&repository).unwrap();
+    let (point, pflash) = (point_id(1), disk("pflash1"));
+    let partial = repository.create_point(&guest(), &point).unwrap();
+    let sealed = fill(&partial, &place.point_dir(&point), "disk0", 1 << 20, &[]).unwrap();
+    partial.store_variables(&pflash, &[7; 4096]).unwrap();
+    let mut whole = manifest(&point, 1, &[(&sealed, None)]);
+    whole.definition.variables.extend(partial.variables(&pflash).unwrap());
+    partial.commit(&whole).unwrap();
+    drop(lease);
+    let file = place.point_dir(&point).join("pflash1.nvram");
+    (place, repository, file)
 }
 
 /// Where the guest's byte stands in the image's file, by QEMU's own word.
@@ -136,19 +153,8 @@ fn missing_and_cut_files_are_found() {
 
 #[test]
 fn variables_of_another_length_are_told_without_being_read_and_of_an_absurd_one_are_in_no_manifest() {
-    let place = Place::new();
-    let repository = place.initialise().unwrap();
-    let lease = lease(&repository).unwrap();
-    let (point, pflash) = (point_id(1), disk("pflash1"));
-    let partial = repository.create_point(&guest(), &point).unwrap();
-    let sealed = fill(&partial, &place.point_dir(&point), "disk0", 1 << 20, &[]).unwrap();
-    partial.store_variables(&pflash, &[7; 4096]).unwrap();
-    let mut whole = manifest(&point, 1, &[(&sealed, None)]);
-    whole.definition.variables.extend(partial.variables(&pflash).unwrap());
-    partial.commit(&whole).unwrap();
-    drop(lease);
+    let (_place, repository, file) = place_with_variables();
     assert_eq!(verify(&repository), []);
-    let file = place.point_dir(&point).join("pflash1.nvram");
     // Reading it takes hours; its holes take no space. Where a file may not be as long, a shorter one does.
     let sparse = fs::OpenOptions::new().write(true).open(&file).unwrap();
     sparse.set_len(8 << 40).or_else(|_| sparse.set_len(1 << 40)).unwrap();
@@ -158,7 +164,7 @@ fn variables_of_another_length_are_told_without_being_read_and_of_an_absurd_one_
     sparse.set_len(4096).unwrap();
     assert_eq!(verify(&repository), []);
 
-    let path = place.point_dir(&point).join("manifest.json");
+    let path = file.with_file_name("manifest.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(&path, text.replace("\"bytes\": 4096", &format!("\"bytes\": {}", (64 << 20) + 1))).unwrap();
     let findings = verify(&repository);
@@ -168,10 +174,12 @@ fn variables_of_another_length_are_told_without_being_read_and_of_an_absurd_one_
 
 #[test]
 fn a_cancelled_verification_does_not_read_the_variables_and_finds_no_damage_in_them() {
-    let (place, repository) = place_with_point();
+    let (_place, repository, file) = place_with_variables();
+    fs::write(&file, [8; 4096]).unwrap();
+    assert_eq!(kinds(&verify(&repository)), [Kind::VariablesDamaged]);
     let cancel = true.into();
     let findings = check::verify(&repository, None, None, &mut |_| (), &cancel).unwrap();
-    assert_eq!(kinds(&findings), [Kind::Unchecked], "{}", place.path.display());
+    assert_eq!(kinds(&findings), [Kind::Unchecked]);
 }
 
 #[test]
