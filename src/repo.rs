@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 pub use error::RepoError;
 pub use lock::{Lease, LeaseTimes};
 pub use manifest::Manifest;
-pub use read::{Scan, StoredPoint};
+pub use read::{Scan, StoredPoint, VARIABLES_LIMIT};
 pub use roots::{Roots, RootsError};
 pub use seal::SealedDisk;
 pub(crate) use seal::digest_clusters;

@@ -17,7 +17,7 @@ use crate::{
 const MANIFEST_LIMIT: u64 = 64 << 20;
 /// Bytes of the largest file of firmware variables that is stored: that of QEMU's `virt` machines for Arm is padded to
 /// it.
-pub(super) const VARIABLES_LIMIT: u64 = 64 << 20;
+pub const VARIABLES_LIMIT: u64 = 64 << 20;
 
 /// A point as it stands in the repository.
 #[derive(Debug, Clone, PartialEq)]

@@ -23,7 +23,7 @@ use crate::{
         Client, Process,
         command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, QueryMigrate, Transaction},
     },
-    repo::{PartialPoint, RepoError, Repository, Scan, Space},
+    repo::{PartialPoint, RepoError, Repository, Scan, Space, VARIABLES_LIMIT},
 };
 
 /// Milliseconds after which a folder without a manifest that no journal of this host knows is nobody's any more. Until
@@ -32,8 +32,6 @@ const ABANDONED_MS: u64 = 7 * 24 * 3600 * 1000;
 
 /// How long reading QEMU's command line or a small file of it may take.
 const READING: Duration = Duration::from_secs(2);
-/// Bytes of the largest file of firmware variables that is stored: that of QEMU's `virt` machines for Arm is padded to it.
-const LARGEST_VARIABLES: u64 = 64 << 20;
 
 impl Run<'_> {
     /// Everything up to the first state of the journal. Nothing is left behind when it fails.
@@ -317,7 +315,7 @@ fn variables(disks: &[DiskFacts]) -> Vec<RecordVariables> {
 }
 
 async fn read_variables(process: Option<&Process>, file: PathBuf) -> Option<Vec<u8>> {
-    read(process, move |process| process.read_open_file(&file, LARGEST_VARIABLES)).await
+    read(process, move |process| process.read_open_file(&file, VARIABLES_LIMIT)).await
 }
 
 /// Reads something of QEMU's process. One that hangs in the kernel can hold its reader too, and so can its files: a backup
