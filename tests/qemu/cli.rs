@@ -70,7 +70,9 @@ impl Host {
     /// Starts the command and leaves it running.
     fn start(&self, words: &[&str]) -> Guarded {
         let file = |name: &str| std::fs::File::create(self.path(name)).unwrap();
-        Guarded::start(env!("CARGO_BIN_EXE_driftline"), |command| {
+        // As from a terminal, also where the tests themselves run without one (`nohup`).
+        Guarded::start("env", |command| {
+            command.args(["--default-signal=HUP,INT", env!("CARGO_BIN_EXE_driftline")]);
             command.args(words).env("DRIFTLINE_CONFIG", self.path("host.toml"));
             command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr"));
         })
