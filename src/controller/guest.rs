@@ -33,6 +33,8 @@ pub struct World {
     pub had: String,
     /// Whether the agent answers that has it, or had it.
     pub agent_answers: bool,
+    /// Why it could not be talked to at the last attempt.
+    pub trouble: String,
 }
 
 /// What to show.
@@ -44,8 +46,8 @@ pub enum Plan {
     NotDiscovered,
     /// The node that had it no longer does.
     Vanished,
-    /// Its agent does not answer.
-    AgentUnavailable,
+    /// Its agent does not answer, with why it could not be talked to.
+    AgentUnavailable(String),
     /// Several nodes say that they have it.
     ClaimedTwice(Vec<String>),
     /// Another guest has its UUID.
@@ -66,12 +68,12 @@ pub fn plan(world: &World) -> Plan {
     let guest = match world.claims.as_slice() {
         [] if world.had.is_empty() => return Plan::NotDiscovered,
         [] if world.agent_answers => return Plan::Vanished,
-        [] => return Plan::AgentUnavailable,
+        [] => return Plan::AgentUnavailable(world.trouble.clone()),
         [(_, guest)] => guest,
         several => return Plan::ClaimedTwice(several.iter().map(|(node, _)| node.clone()).collect()),
     };
     if !world.agent_answers {
-        return Plan::AgentUnavailable;
+        return Plan::AgentUnavailable(world.trouble.clone());
     }
     if !guest.uuid.is_empty() && !world.doubles.is_empty() {
         return Plan::DuplicateUuid(world.doubles.clone());
@@ -110,11 +112,13 @@ pub fn words(plan: &Plan) -> (Stage, String, String) {
             Reason::Vanished,
             "The node that had this guest no longer has a host file for it. Delete this object if the guest is gone for good; its restore points stay.".to_owned(),
         ),
-        Plan::AgentUnavailable => (
-            Stage::Unknown,
-            Reason::AgentUnavailable,
-            "The agent of the guest's node does not answer: see whether its pod runs. What is shown is what it said last.".to_owned(),
-        ),
+        Plan::AgentUnavailable(trouble) => {
+            let why = if trouble.is_empty() { String::new() } else { format!(" ({trouble})") };
+            let message = format!(
+                "The agent of the guest's node does not answer{why}: see whether its pod runs, and whether its certificate names the node. What is shown is what it said last."
+            );
+            (Stage::Unknown, Reason::AgentUnavailable, message)
+        }
         Plan::ClaimedTwice(nodes) => (
             Stage::Stalled,
             Reason::ClaimedTwice,
@@ -215,7 +219,8 @@ pub fn observe(context: &Context, namespace: &str, name: &str, had: &str) -> Wor
     let agent_answers = context.inventory.node(node).is_some_and(|v| v.connected);
     let uuid = claims.first().map(|(_, g)| g.uuid.clone()).unwrap_or_default();
     let doubles = if uuid.is_empty() { vec![] } else { context.inventory.doubles(&uuid, namespace, name, now) };
-    World { claims, doubles, had: had.to_owned(), agent_answers }
+    let trouble = context.inventory.trouble(node);
+    World { claims, doubles, had: had.to_owned(), agent_answers, trouble }
 }
 
 /// Brings one Guest's status up to date.
@@ -228,7 +233,7 @@ pub async fn reconcile(context: Arc<Context>, guest: Arc<Guest>) -> Result<Actio
     let had = guest.status.as_ref().map(|s| s.node.clone()).unwrap_or_default();
     let world = observe(&context, &namespace, &name, &had);
     let plan = plan(&world);
-    if context.is_young() && matches!(plan, Plan::NotDiscovered | Plan::AgentUnavailable) {
+    if context.is_young() && matches!(plan, Plan::NotDiscovered | Plan::AgentUnavailable(_)) {
         return Ok(Action::requeue(Duration::from_secs(1)));
     }
     tracing::debug!(namespace, guest = name, ?plan, "Guest");
@@ -254,7 +259,10 @@ pub async fn ensure(context: &Context, said: &v1::Guest) -> Result<(), Error> {
     labels.insert(words::LABEL_MANAGED_BY.to_owned(), words::MANAGED_BY.to_owned());
     if let Some(there) = context.guests.get(&said.namespace, &said.name) {
         let has = there.metadata.labels.unwrap_or_default();
-        if labels.iter().all(|(key, value)| has.get(key) == Some(value)) {
+        let same = labels.iter().all(|(key, value)| has.get(key) == Some(value));
+        // A label that is no longer in the file goes only with an apply; after a start it is not known which were.
+        let applied = context.inventory.labels(said);
+        if same && (applied.as_ref() == Some(&labels) || has.len() == labels.len()) {
             return Ok(());
         }
     }
@@ -262,10 +270,12 @@ pub async fn ensure(context: &Context, said: &v1::Guest) -> Result<(), Error> {
     guest.metadata = ObjectMeta {
         namespace: Some(said.namespace.clone()),
         name: Some(said.name.clone()),
-        labels: Some(labels),
+        labels: Some(labels.clone()),
         ..ObjectMeta::default()
     };
-    write::apply(context, &guest).await
+    write::apply(context, &guest).await?;
+    context.inventory.set_labels(said, labels);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -297,8 +307,12 @@ mod tests {
     fn a_guest_whose_file_is_gone_has_vanished_and_one_whose_agent_is_gone_is_unknown() {
         let had = World { had: "n1".to_owned(), agent_answers: true, ..World::default() };
         assert_eq!(plan(&had), Plan::Vanished);
-        assert_eq!(plan(&World { agent_answers: false, ..had }), Plan::AgentUnavailable);
-        assert_eq!(plan(&World { agent_answers: false, ..seen(running()) }), Plan::AgentUnavailable);
+        assert_eq!(plan(&World { agent_answers: false, ..had }), Plan::AgentUnavailable(String::new()));
+        let silent =
+            World { agent_answers: false, trouble: "its certificate is another's".to_owned(), ..seen(running()) };
+        let (_, reason, message) = words(&plan(&silent));
+        assert_eq!(reason, "AgentUnavailable");
+        assert!(message.contains("(its certificate is another's)"), "{message}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What the agents see on their nodes, as they said last (in), and who keeps asking them. A guest counts only when it
 //! stands here: its Guest object is a view.
 
+mod show;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
@@ -9,16 +11,12 @@ use std::{
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    context::{Context, locked},
-    guest,
-};
-use crate::{api::words::Reason, clock::Clock, rpc::v1, sentence::sentence};
+use self::show::{make, report};
+use super::context::{Context, locked};
+use crate::{clock::Clock, rpc::v1, sentence::sentence};
 
 /// How long to wait before an agent that did not answer is asked again.
 const PAUSES: [Duration; 4] =
@@ -55,10 +53,17 @@ impl NodeView {
     }
 }
 
+/// Labels of an object.
+pub type Labels = BTreeMap<String, String>;
+
 /// What all agents said last.
 #[derive(Default)]
 pub struct Inventory {
     nodes: Mutex<BTreeMap<String, NodeView>>,
+    /// Why an agent could not be talked to at the last attempt.
+    troubles: Mutex<BTreeMap<String, String>>,
+    /// The labels that were set on Guests since the start, by namespace and name.
+    labels: Mutex<BTreeMap<(String, String), Labels>>,
     /// Counts the Guest objects that were deleted although an agent has the guest.
     missing: watch::Sender<u64>,
 }
@@ -67,6 +72,27 @@ impl Inventory {
     /// What the node's agent said last.
     pub fn node(&self, node: &str) -> Option<NodeView> {
         locked(&self.nodes).get(node).cloned()
+    }
+
+    /// Why the node's agent could not be talked to at the last attempt; empty where it could.
+    pub fn trouble(&self, node: &str) -> String {
+        locked(&self.troubles).get(node).cloned().unwrap_or_default()
+    }
+
+    /// Sets that; true when it is another trouble than before.
+    fn set_trouble(&self, node: &str, trouble: &str) -> bool {
+        let before = locked(&self.troubles).insert(node.to_owned(), trouble.to_owned());
+        before.unwrap_or_default() != trouble
+    }
+
+    /// The labels that were set last on a Guest; None where none were since the start.
+    pub fn labels(&self, said: &v1::Guest) -> Option<Labels> {
+        locked(&self.labels).get(&(said.namespace.clone(), said.name.clone())).cloned()
+    }
+
+    /// Sets them.
+    pub fn set_labels(&self, said: &v1::Guest, labels: Labels) {
+        locked(&self.labels).insert((said.namespace.clone(), said.name.clone()), labels);
     }
 
     /// The nodes whose agents are there now, with their sessions.
@@ -115,6 +141,7 @@ impl Inventory {
 
     /// Forgets a node that has no agent any more; answers with the names of all guests that it had.
     fn forget(&self, node: &str) -> BTreeSet<(String, String)> {
+        locked(&self.troubles).remove(node);
         let gone = locked(&self.nodes).remove(node).unwrap_or_default();
         gone.guests.iter().map(|g| (g.namespace.clone(), g.name.clone())).collect()
     }
@@ -204,10 +231,14 @@ async fn listen(context: &Arc<Context>, node: &str, heard: &watch::Sender<bool>,
     let (who, mut stream) = match (described, agent.watch_guests().await) {
         (Ok(who), Ok(stream)) => (who, stream),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::debug!(node, reason = error.reason(), "{}", sentence(&error));
+            let trouble = sentence(&error);
+            if context.inventory.set_trouble(node, &trouble) {
+                tracing::warn!(node, reason = error.reason(), "{trouble}");
+            }
             return;
         }
     };
+    context.inventory.set_trouble(node, "");
     tracing::info!(node, session = who.session, version = who.version, "The agent answers");
     let mut shown: Vec<v1::Problem> = vec![];
     let mut refused = BTreeSet::new();
@@ -283,47 +314,6 @@ fn changed(context: &Context, node: &str, view: NodeView) {
                 .wake(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         }
     }
-}
-
-/// Makes the Guest objects that are missing; one that cannot be made stops none of the others. What the API server refuses
-/// for good, such as a namespace that is not there, is told once: there is no object to tell it on.
-async fn make(context: &Arc<Context>, node: &str, guests: &[v1::Guest], refused: &mut BTreeSet<String>) {
-    for said in guests {
-        let name = format!("{}/{}", said.namespace, said.name);
-        let Err(error) = guest::ensure(context, said).await else {
-            refused.remove(&name);
-            continue;
-        };
-        tracing::warn!(namespace = said.namespace, guest = said.name, "{}", sentence(&error));
-        context.metrics.failed("Guest", error.reason());
-        if error.is_refusal() && refused.insert(name.clone()) {
-            let message = format!("{}. Make the namespace, or correct the guest's file on the node", sentence(&error));
-            let problem = v1::Problem { subject: name, reason: error.reason().to_owned(), message };
-            report(context, node, &problem).await;
-        }
-    }
-}
-
-/// A host file that cannot be used has no object of its own: the Event stands on the Node.
-async fn report(context: &Context, node: &str, problem: &v1::Problem) {
-    tracing::warn!(node, subject = problem.subject, reason = problem.reason, "{}", problem.message);
-    let regarding = ObjectReference {
-        api_version: Some("v1".to_owned()),
-        kind: Some("Node".to_owned()),
-        name: Some(node.to_owned()),
-        uid: Some(node.to_owned()),
-        ..ObjectReference::default()
-    };
-    let event = Event {
-        type_: EventType::Warning,
-        reason: Reason::HostFileRefused.as_str().to_owned(),
-        note: Some(
-            format!("{} ({}): {}", problem.subject, problem.reason, problem.message).chars().take(1000).collect(),
-        ),
-        action: "ReadHostFile".to_owned(),
-        secondary: None,
-    };
-    super::write::publish(context, event, regarding).await;
 }
 
 #[cfg(test)]

@@ -3,10 +3,13 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1 as events},
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime},
+};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
     core::{NamespaceResourceScope, ObjectMeta},
     runtime::events::{Event, EventType},
 };
@@ -25,6 +28,8 @@ use crate::sentence::sentence;
 
 /// The longest note that an Event takes, in characters (the API's limit is 1 kB).
 const NOTE_LIMIT: usize = 900;
+/// The longest name of an object that kube's recorder can name an Event after: it adds a time, and 253 is the most.
+const RECORDER_NAME: usize = 230;
 /// How long an Event may take: it is never worth more.
 const EVENT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long any other call may take. The client has no limit of its own (kube 5.0 dropped its read timeout), and an API
@@ -157,10 +162,51 @@ pub async fn event<K: Kind>(context: &Context, object: &K, kind: EventType, reas
 
 /// Writes an Event about anything.
 pub(super) async fn publish(context: &Context, event: Event, regarding: ObjectReference) {
-    match tokio::time::timeout(EVENT_DEADLINE, context.recorder.publish(&event, &regarding)).await {
+    let long = regarding.name.as_ref().is_some_and(|name| name.len() > RECORDER_NAME);
+    let written = async {
+        if long {
+            publish_long(context, &event, regarding.clone()).await
+        } else {
+            context.recorder.publish(&event, &regarding).await
+        }
+    };
+    match tokio::time::timeout(EVENT_DEADLINE, written).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!(reason = event.reason, "An Event was not written: {}", sentence(&error)),
         Err(_) => tracing::warn!(reason = event.reason, "An Event was not written in time"),
+    }
+}
+
+/// The Event of an object whose name is too long for kube's recorder to make a name of it.
+async fn publish_long(context: &Context, event: &Event, regarding: ObjectReference) -> kube::Result<()> {
+    let now = context.now();
+    let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
+    let name = regarding.name.clone().unwrap_or_default();
+    // One a second for each thing that is said of the object.
+    let said = format!("{}/{name}/{}/{}", regarding.kind.as_deref().unwrap_or_default(), event.reason, event.action);
+    let digest = blake3::hash(format!("{said}/{}", now.as_second()).as_bytes()).to_hex();
+    let short: String = name.chars().take(RECORDER_NAME - digest.len()).collect();
+    let object = events::Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{short}.{}", &digest[..16])),
+            namespace: Some(namespace.clone()),
+            ..ObjectMeta::default()
+        },
+        event_time: Some(MicroTime(now)),
+        action: Some(event.action.clone()),
+        reason: Some(event.reason.clone()),
+        note: event.note.clone(),
+        type_: Some(if matches!(event.type_, EventType::Normal) { "Normal" } else { "Warning" }.to_owned()),
+        regarding: Some(regarding),
+        reporting_controller: Some(words::REPORTER.to_owned()),
+        reporting_instance: Some(std::env::var("POD_NAME").unwrap_or_else(|_| words::REPORTER.to_owned())),
+        ..events::Event::default()
+    };
+    let api: Api<events::Event> = Api::namespaced(context.client.clone(), &namespace);
+    match api.create(&PostParams::default(), &object).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_code(&error, 409) => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -17,6 +17,7 @@ mod chart;
 mod columns;
 mod deletion;
 mod docs;
+mod guests;
 mod kills;
 mod kinds;
 mod main_job;

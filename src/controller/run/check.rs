@@ -58,7 +58,7 @@ fn check_guest(run: &BackupRun, object: bool, world: &guest::World) -> Result<St
                 ..Blocker::stays(Reason::GuestNotReady, format!("Guest {name}: {message}"))
             });
         }
-        guest::Plan::AgentUnavailable => return Err(Blocker::away(Reason::AgentUnavailable, message)),
+        guest::Plan::AgentUnavailable(_) => return Err(Blocker::away(Reason::AgentUnavailable, message)),
         guest::Plan::Problem { .. } => {
             return Err(Blocker::problem(
                 Reason::GuestNotReady,
