@@ -188,7 +188,8 @@ async fn publish_long(context: &Context, event: &Event, regarding: ObjectReferen
     let short: String = name.chars().take(RECORDER_NAME - digest.len()).collect();
     let object = events::Event {
         metadata: ObjectMeta {
-            name: Some(format!("{short}.{}", &digest[..16])),
+            // A name's parts end in a letter or digit.
+            name: Some(format!("{}.{}", short.trim_end_matches(['-', '.']), &digest[..16])),
             namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },
