@@ -35,6 +35,7 @@ cargo_test = cargo test --locked --features fake
 more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
 linting = stage "format" cargo fmt --check; \
 	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings; \
+	stage "clippy of the sandbox, no test of its own" cargo clippy --locked --features fake --test sandbox -- -D warnings; \
 	stage "dependencies" tests/check-dependencies; \
 	stage "shell scripts" tests/check-scripts
 

@@ -16,7 +16,7 @@ use crate::{
 const WITHIN: Duration = Duration::from_secs(120);
 
 pub(crate) fn show(parts: Parts) {
-    let Parts { installation, tenant, machine } = parts;
+    let Parts { installation, tenant, machine, .. } = parts;
     let node = NODES[0];
 
     println!("\nThe host's own file names the guest, and the agent finds it:");
