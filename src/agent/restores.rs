@@ -16,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::sentence::sentence;
 use crate::{
     clock::Clock,
     engine::RepositoryRef,
@@ -25,6 +24,7 @@ use crate::{
     repo::{QemuImg, Repository, Roots},
     retry::Retry,
     rpc::status::{Kind, Refusal},
+    sentence::sentence,
 };
 
 /// Restores at once: each reads and writes as fast as it can.

@@ -11,9 +11,7 @@ pub const RULE_SAYS: &str =
 
 /// A text that is not a duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{text:?} is not a duration: write whole numbers with s, m, h or d, such as 90s, 6h or 7d, each of five digits at most"
-)]
+#[error("{text:?} {RULE_SAYS}")]
 pub struct ParseDurationError {
     /// What was given.
     pub text: String,

@@ -24,6 +24,15 @@ fn guest(tenant: &Tenant, data: u64) -> Machine {
     machine
 }
 
+/// A backup of the guest: the name of its point, which is there.
+fn point(tenant: &Tenant) -> String {
+    tenant.back_up("run", "g", "local");
+    tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
+    let point = tenant.point_of("run");
+    tenant.wait_for(&format!("restorepoints.driftline.dev/{point}"), "Available", SOON);
+    point
+}
+
 /// All files of a folder, with their sizes.
 fn files(folder: &Path) -> Vec<(String, u64)> {
     let mut found = Vec::new();
@@ -65,11 +74,8 @@ fn a_deleted_restore_point_comes_back_and_its_data_was_never_gone() {
     let installation = Installation::shared();
     let tenant = installation.tenant();
     let _machine = guest(&tenant, 1);
-    tenant.back_up("run", "g", "local");
-    tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
-    let point = tenant.point_of("run");
+    let point = point(&tenant);
     let object = format!("restorepoints.driftline.dev/{point}");
-    tenant.wait_for(&object, "Available", SOON);
     let stored = files(&tenant.repository_folder(NODE, "local"));
     let before = tenant.get("restorepoints.driftline.dev", &point)["metadata"]["uid"].clone();
     tenant.kubectl(["delete", &object, "--timeout=30s"]).ok();
@@ -83,11 +89,8 @@ fn points_follow_a_repository_whose_object_gets_another_name() {
     let installation = Installation::shared();
     let tenant = installation.tenant();
     let _machine = guest(&tenant, 1);
-    tenant.back_up("run", "g", "local");
-    tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
-    let point = tenant.point_of("run");
+    let point = point(&tenant);
     let object = format!("restorepoints.driftline.dev/{point}");
-    tenant.wait_for(&object, "Available", SOON);
     tenant.kubectl(["delete", "backuprepositories.driftline.dev", "local", "--timeout=30s"]).ok();
     let path = tenant.repository_folder(NODE, "local");
     tenant.create("BackupRepository", "other", json!({ "filesystem": { "path": path, "nodeName": NODE } })).ok();
