@@ -104,7 +104,8 @@ impl Process {
         let mut text = String::new();
         file.take(MAX_COMMAND_LINE + 1).read_to_string(&mut text).ok()?;
         // Looked at after the reading: the id could have become another process's before.
-        if text.len() as u64 > MAX_COMMAND_LINE || !self.is_alive() {
+        // The kernel gives an empty text for a process that is in the middle of its start, or has ended but for a thread.
+        if text.is_empty() || text.len() as u64 > MAX_COMMAND_LINE || !self.is_alive() {
             return None;
         }
         let arguments: Vec<_> = text.strip_suffix('\0').unwrap_or(&text).split('\0').map(str::to_owned).collect();
@@ -221,7 +222,7 @@ mod tests {
         let child = std::os::unix::process::CommandExt::arg0(&mut child, "/usr/bin/qemu-system-x86_64").arg("60");
         let mut child = child.spawn().unwrap();
         let process = Process::of(i32::try_from(child.id()).unwrap()).unwrap();
-        // For a moment after its start a process has no arguments yet.
+        // For a moment after its start a process has this test's name or no arguments.
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
         let line = loop {
             match process.command_line() {
