@@ -6,6 +6,7 @@
 //! (what the controller asks) -> `runs`, `restores`, `storage` (who does it).
 
 pub mod discover;
+pub mod enrolment;
 mod error;
 pub mod guest;
 pub mod inventory;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::error::AgentError;
 use self::{
     discover::Found,
+    enrolment::Enrolment,
     guest::Guests,
     known::Known,
     problem::Problem,
@@ -50,7 +52,7 @@ use crate::{
     repo::Roots,
     rpc::{
         server::{self, Limits, OnRefused},
-        tls::Identity,
+        tls::{Files, Identity, TlsError},
     },
     sentence::sentence,
     shutdown,
@@ -72,15 +74,47 @@ pub struct Args {
     /// Where the controller reaches the agent.
     #[arg(long, default_value = "0.0.0.0:7443")]
     pub listen: SocketAddr,
-    /// The folder of tls.crt, tls.key and ca.crt.
+    /// The folder of tls.crt, tls.key and ca.crt; with --token, where the certificate is kept that the controller gives.
     #[arg(long, default_value = "/etc/driftline/tls", env = "DRIFTLINE_TLS_DIR")]
     pub tls_dir: PathBuf,
+    /// The token of the agent's ServiceAccount, bound to its pod and made for the audience controller.driftline. For it
+    /// the controller gives the agent its certificate. Without it the certificate is that of the files in --tls-dir.
+    #[arg(long)]
+    pub token: Option<PathBuf>,
+    /// The certificates of the authorities that the controller's may be of [default: ca.crt in --tls-dir].
+    #[arg(long)]
+    pub authorities: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are.
     #[arg(long, default_value = "0.0.0.0:7444")]
     pub admin_listen: SocketAddr,
     /// The host configuration.
     #[arg(long, env = crate::config::PATH_VARIABLE, default_value = crate::config::DEFAULT_PATH)]
     pub config: PathBuf,
+}
+
+impl Args {
+    fn credentials(&self) -> Result<Credentials, TlsError> {
+        let authorities = self.authorities.clone().unwrap_or_else(|| self.tls_dir.join("ca.crt"));
+        let Some(token) = &self.token else {
+            return Identity::load(Files { authorities, ..Files::in_folder(&self.tls_dir) }).map(Credentials::from);
+        };
+        let enrolment = Enrolment::new(&self.node_name, &self.tls_dir, token);
+        Ok(Credentials { identity: enrolment.identity(&authorities)?, enrolment: Some(enrolment) })
+    }
+}
+
+/// What an agent shows of itself.
+pub struct Credentials {
+    /// For its connections.
+    pub identity: Identity,
+    /// How it gets its certificate; none where that is in files of the host.
+    pub enrolment: Option<Enrolment>,
+}
+
+impl From<Identity> for Credentials {
+    fn from(identity: Identity) -> Credentials {
+        Credentials { identity, enrolment: None }
+    }
 }
 
 /// Runs until SIGTERM.
@@ -116,7 +150,7 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
     tokio::spawn(admin::serve(probes, Arc::new(registry), readiness, end.clone()));
     while !end.is_cancelled() {
         let started = || -> Result<_, Problem> {
-            let identity = Identity::load(&args.tls_dir).map_err(|error| Problem {
+            let credentials = args.credentials().map_err(|error| Problem {
                 subject: args.tls_dir.display().to_string(),
                 reason: error.reason(),
                 message: sentence(&error),
@@ -128,9 +162,9 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
                     reason: error.reason(),
                     message: sentence(&error),
                 })?;
-            Ok((identity, config, parts))
+            Ok((credentials, config, parts))
         };
-        let Some((identity, config, parts)) = wait_for(started, &ready, &end).await else { break };
+        let Some((credentials, config, parts)) = wait_for(started, &ready, &end).await else { break };
         let listener = listen(args.listen).await?;
         ready.send_replace(Readiness { ready: true, notes: Vec::new() });
         let changed = end.child_token();
@@ -141,7 +175,7 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
             ready.clone(),
             changed.clone(),
         ));
-        parts.serve(listener, identity, Limits::default(), changed).await?;
+        parts.serve(listener, credentials, Limits::default(), changed).await?;
         watching.abort();
         ready.send_replace(Readiness {
             ready: false,
@@ -283,10 +317,11 @@ impl Parts {
     pub async fn serve(
         self,
         listener: TcpListener,
-        identity: Identity,
+        credentials: impl Into<Credentials>,
         limits: Limits,
         end: CancellationToken,
     ) -> Result<(), AgentError> {
+        let Credentials { identity, enrolment } = credentials.into();
         let Parts { guests, runs, restores, session, node, folder, engine, roots, tool, metrics } = self;
         for request in engine.unfinished().map_err(|source| AgentError::Engine { source })? {
             tracing::info!(run = request.run, name = request.run_name, "A run of an earlier start is gone on with");
@@ -320,6 +355,7 @@ impl Parts {
             roots,
             tool,
             storage: Storage::new(STORAGE, metrics.clone()),
+            enrolment,
             metrics: metrics.clone(),
             end: end.clone(),
         };

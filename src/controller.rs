@@ -4,7 +4,7 @@
 //! exactly that step) -> report (pure; one server-side-apply patch, only when it changed). It keeps no state of its own:
 //! after a restart it asks the agents what is going and follows it. Follow a BackupRun from `run`.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, process::ExitCode, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Readiness},
     api::{BackupRepository, condition},
-    clock, rpc,
+    clock,
     rpc::{client::Agents, v1},
     sentence::sentence,
     shutdown,
@@ -31,9 +31,12 @@ use crate::{
 
 pub mod advice;
 pub mod agents;
+pub mod args;
+pub mod authority;
 pub mod catalogue;
 pub mod context;
 mod driver;
+pub mod enrol;
 pub mod error;
 pub mod follow;
 pub mod guest;
@@ -45,28 +48,14 @@ pub mod restore;
 pub mod run;
 pub mod write;
 
+pub use args::Args;
+use authority::keep::{KeepError, Keeper};
 use context::{Context, Feeds};
+use enrol::Enroller;
 use metrics::ControllerMetrics;
 
 /// How long the controller has after its start to hear of the agents, before it says that they do not answer.
 const HEARING: Duration = Duration::from_secs(10);
-
-/// The controller's arguments.
-#[derive(Debug, Clone, clap::Args)]
-pub struct Args {
-    /// The headless Service by whose EndpointSlices the agents are found.
-    #[arg(long, default_value = "driftline-agents", env = "DRIFTLINE_AGENTS_SERVICE")]
-    pub agents_service: String,
-    /// The namespace of that Service.
-    #[arg(long, default_value = "driftline", env = "POD_NAMESPACE")]
-    pub namespace: String,
-    /// The folder with tls.crt, tls.key and ca.crt for the name controller.driftline.
-    #[arg(long, default_value = "/etc/driftline/tls", env = "DRIFTLINE_TLS_DIR")]
-    pub tls_dir: PathBuf,
-    /// Where /healthz, /readyz and /metrics are served.
-    #[arg(long, default_value = "[::]:8081", env = "DRIFTLINE_ADMIN_LISTEN")]
-    pub admin_listen: SocketAddr,
-}
 
 /// Why the controller could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -77,15 +66,6 @@ pub enum RunError {
         /// What the client says.
         #[source]
         source: Box<kube::Error>,
-    },
-    /// The certificates cannot be used.
-    #[error("Loading the certificates in {} failed", dir.display())]
-    Tls {
-        /// The folder.
-        dir: PathBuf,
-        /// What is wrong with them.
-        #[source]
-        source: rpc::tls::TlsError,
     },
     /// The port of the probes is taken.
     #[error("Listening on {address} for probes and metrics failed")]
@@ -119,8 +99,6 @@ pub async fn run(args: Args) -> ExitCode {
 async fn start(args: Args) -> Result<(), RunError> {
     let end = shutdown::token().map_err(|source| RunError::Signals { source })?;
     let client = Client::try_default().await.map_err(|source| RunError::Connect { source: Box::new(source) })?;
-    let identity = rpc::tls::Identity::load(&args.tls_dir)
-        .map_err(|source| RunError::Tls { dir: args.tls_dir.clone(), source })?;
     let listener = tokio::net::TcpListener::bind(args.admin_listen)
         .await
         .map_err(|source| RunError::Listen { address: args.admin_listen, source })?;
@@ -129,14 +107,27 @@ async fn start(args: Args) -> Result<(), RunError> {
     let (ready, shown) =
         watch::channel(Readiness { ready: false, notes: vec!["The caches are being filled".to_owned()] });
     let admin = tokio::spawn(admin::serve(listener, Arc::new(registry), shown, end.clone()));
-    let agents = Agents::new(identity);
+    let telling = ready.clone();
+    let told = move |trouble: Option<&KeepError>| tell_authority(trouble, &telling);
+    let keeper = Keeper::new(client.clone(), clock::system(), args.place(), args.terms());
+    let Some(kept) = keeper.begin(told, end.clone()).await else { return Ok(()) };
+    let agents = Agents::new(kept.identity.clone());
     let slices = tokio::spawn(find_agents(client.clone(), args.clone(), agents.clone(), end.clone()));
+    let enroller = Enroller {
+        client: client.clone(),
+        agents: agents.clone(),
+        kept,
+        account: format!("system:serviceaccount:{}:{}", args.namespace, args.agents_account),
+        clock: clock::system(),
+        metrics: metrics.clone(),
+    };
+    let enrolling = tokio::spawn(enrol::keep(enroller, end.clone()));
     let (context, feeds) = Context::new(client, Arc::new(agents), clock::system(), metrics);
     let answering = tokio::spawn(tell_ready(context.clone(), ready, end.clone()));
     let inventory = tokio::spawn(inventory::keep(context.clone(), end.clone()));
     drive(context, feeds, end).await;
     // Runs go on in QEMU and on the agents; whoever comes next asks them.
-    for task in [slices, answering, inventory] {
+    for task in [slices, enrolling, answering, inventory] {
         task.abort();
     }
     admin.abort();
@@ -218,6 +209,19 @@ fn repository_touched(context: &Context, object: &context::Guarded<BackupReposit
             context.points.wake(&point.namespace().unwrap_or_default(), &point.name_any());
         }
     }
+}
+
+/// Says what is wrong with the authority, and in `/readyz` as long as nothing is signed yet.
+fn tell_authority(trouble: Option<&KeepError>, ready: &watch::Sender<Readiness>) {
+    let Some(error) = trouble else { return tracing::info!("The authority can be used again") };
+    let text = sentence(error);
+    tracing::error!(reason = error.reason(), "{text}");
+    ready.send_if_modified(|readiness| {
+        if !readiness.ready {
+            readiness.notes = vec![format!("{}: {text}", error.reason())];
+        }
+        !readiness.ready
+    });
 }
 
 /// Keeps `/readyz` true to whether the caches are filled, with a word about agents that do not answer.

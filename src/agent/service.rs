@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use self::content::{look, send_points};
 use super::{
+    enrolment::{Enrolment, EnrolmentError},
     guest::Guests,
     inventory::Listing,
     problem::Problem,
@@ -55,6 +56,8 @@ pub struct Service {
     pub tool: QemuImg,
     /// Calls to file systems.
     pub storage: Storage,
+    /// How it gets its certificate; none where that is in files of the host.
+    pub enrolment: Option<Enrolment>,
     /// Counts calls.
     pub metrics: AgentMetrics,
     /// The agent ends: streams end with it.
@@ -262,9 +265,40 @@ impl Agent for Service {
         })
         .await
     }
+
+    async fn request_certificate(
+        &self,
+        _: Request<v1::RequestCertificateRequest>,
+    ) -> Result<Response<v1::RequestCertificateResponse>, Status> {
+        self.counted("RequestCertificate", async {
+            let (signing_request, token) = self.enrolment()?.request().map_err(|error| not_enrolled(&error))?;
+            Ok(v1::RequestCertificateResponse { signing_request, token })
+        })
+        .await
+    }
+
+    async fn install_certificate(
+        &self,
+        request: Request<v1::InstallCertificateRequest>,
+    ) -> Result<Response<v1::InstallCertificateResponse>, Status> {
+        self.counted("InstallCertificate", async {
+            self.enrolment()?.install(&request.into_inner().certificate).map_err(|error| not_enrolled(&error))?;
+            tracing::info!("The controller gave this agent a certificate");
+            Ok(v1::InstallCertificateResponse {})
+        })
+        .await
+    }
 }
 
 impl Service {
+    fn enrolment(&self) -> Result<&Enrolment, Refusal> {
+        self.enrolment.as_ref().ok_or_else(|| {
+            let message =
+                format!("The certificate of node {}'s agent is that of its files: it was given no token", self.node);
+            Refusal::new(Kind::Precondition, "CertificateOfFiles", message)
+        })
+    }
+
     /// A run's state, live or ended; none: nobody has heard of it.
     async fn known_run(&self, run: &str) -> Result<Option<watch::Receiver<crate::engine::RunState>>, Refusal> {
         if let Some(state) = self.runs.state(run) {
@@ -349,6 +383,10 @@ impl Service {
 
 fn unknown_run(run: &str) -> Refusal {
     Refusal::new(Kind::NotFound, "RunNotFound", format!("This agent has never heard of run {run}"))
+}
+
+fn not_enrolled(error: &EnrolmentError) -> Refusal {
+    Refusal::new(Kind::Precondition, error.reason(), sentence(error)).retry(Retry::Backoff)
 }
 
 fn refused(error: &RepoError) -> Refusal {

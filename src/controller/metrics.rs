@@ -43,6 +43,13 @@ pub struct Node {
     pub node: String,
 }
 
+/// What came of something.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Result {
+    /// `OK`, or a PascalCase reason.
+    pub result: String,
+}
+
 /// All numbers of the controller; clones count together.
 #[derive(Clone)]
 pub struct ControllerMetrics {
@@ -54,10 +61,11 @@ pub struct ControllerMetrics {
     reconcile: Family<KindLabel, Histogram, fn() -> Histogram>,
     failures: Family<Failure, Counter>,
     agents: Family<Node, Gauge>,
+    certificates: Family<Result, Counter>,
 }
 
 /// The names under which the numbers are shown, for the documentation and its test.
-pub const NAMES: [(&str, &str); 8] = [
+pub const NAMES: [(&str, &str); 9] = [
     ("driftline_controller_runs_total", "backups and restores that ended, by kind, result and reason"),
     ("driftline_controller_stored_bytes_total", "bytes that complete backups stored"),
     ("driftline_controller_run_duration_seconds", "time from a backup's start on an agent to its end"),
@@ -66,6 +74,7 @@ pub const NAMES: [(&str, &str); 8] = [
     ("driftline_controller_reconcile_duration_seconds", "time that a reconcile took, by kind"),
     ("driftline_controller_reconcile_errors_total", "reconciles that failed, by kind and reason"),
     ("driftline_controller_agent_connected", "1 where the node's agent answers, 0 where it does not"),
+    ("driftline_controller_agent_certificates_total", "certificates that agents were given, or why not, by result"),
 ];
 
 impl ControllerMetrics {
@@ -82,6 +91,7 @@ impl ControllerMetrics {
             reconcile: Family::new_with_constructor(reconcile),
             failures: Family::default(),
             agents: Family::default(),
+            certificates: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("driftline_controller");
         registry.register("runs", "Backups and restores that ended", metrics.runs.clone());
@@ -110,6 +120,11 @@ impl ControllerMetrics {
             "agent_connected",
             "1 where the node's agent answers, 0 where it does not",
             metrics.agents.clone(),
+        );
+        registry.register(
+            "agent_certificates",
+            "Certificates that agents were given, or why not",
+            metrics.certificates.clone(),
         );
         metrics
     }
@@ -145,6 +160,11 @@ impl ControllerMetrics {
         self.failures.get_or_create(&Failure { kind, reason }).inc();
     }
 
+    /// An agent was given a certificate (`OK`), or why not.
+    pub fn certificate(&self, result: &str) {
+        self.certificates.get_or_create(&Result { result: result.to_owned() }).inc();
+    }
+
     /// A node has no agent any more.
     pub fn agent_gone(&self, node: &str) {
         self.agents.remove(&Node { node: node.to_owned() });
@@ -170,6 +190,7 @@ mod tests {
         metrics.reconciled("BackupRun", Duration::from_millis(3));
         metrics.failed("BackupRun", "WriteStatusFailed");
         metrics.agent("n1", true);
+        metrics.certificate("OK");
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for (name, _) in NAMES {

@@ -21,9 +21,11 @@ use super::{
 use crate::retry::Retry;
 
 mod link;
+mod visit;
 
 use link::Link;
 pub use link::LinkState;
+pub use visit::Visit;
 
 /// How long a call that answers once may take; a call that starts a stream must start it by then.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -181,6 +183,11 @@ impl Agent {
         self.0.link.node()
     }
 
+    /// Where it is reached.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        self.0.link.addresses()
+    }
+
     /// Whether there is a connection now, and if not, why the last attempt failed.
     pub fn state(&self) -> LinkState {
         self.0.link.state()
@@ -297,11 +304,7 @@ impl Agent {
         call: &'static str,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, RpcError> {
-        match tokio::time::timeout(DEADLINE, answer).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(error(&self.0.link, call, &status)),
-            Err(_) => Err(RpcError::TimedOut { node: self.node().to_owned(), call, deadline: DEADLINE }),
-        }
+        once(&self.0.link, call, answer).await
     }
 
     async fn many<T: Send + 'static>(
@@ -316,6 +319,19 @@ impl Agent {
 
     fn incomplete(&self, call: &'static str) -> RpcError {
         RpcError::Protocol { node: self.node().to_owned(), call, message: "the answer has no state".to_owned() }
+    }
+}
+
+/// One answer to one call, in time.
+async fn once<T>(
+    link: &Link,
+    call: &'static str,
+    answer: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, RpcError> {
+    match tokio::time::timeout(DEADLINE, answer).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(error(link, call, &status)),
+        Err(_) => Err(RpcError::TimedOut { node: link.node().to_owned(), call, deadline: DEADLINE }),
     }
 }
 
@@ -337,17 +353,19 @@ fn error(link: &Link, call: &'static str, status: &Status) -> RpcError {
         Code::OutOfRange | Code::ResourceExhausted | Code::Unimplemented | Code::DataLoss => {
             RpcError::Protocol { node, call, message: status.message().to_owned() }
         }
-        _ => RpcError::Unreachable { node, call, why: link.state().problem.unwrap_or_else(|| deepest(status)) },
+        _ => RpcError::Unreachable {
+            node,
+            call,
+            why: link.state().problem.unwrap_or_else(|| deepest(status).unwrap_or_else(|| status.message().to_owned())),
+        },
     }
 }
 
 /// tonic says "transport error" and keeps what happened as the source of a source.
-fn deepest(status: &Status) -> String {
-    let mut error: &dyn std::error::Error = status;
-    let mut text = status.message().to_owned();
-    while let Some(source) = error.source() {
-        text = source.to_string();
-        error = source;
+fn deepest(error: &dyn std::error::Error) -> Option<String> {
+    let mut source = error.source()?;
+    while let Some(deeper) = source.source() {
+        source = deeper;
     }
-    text
+    Some(source.to_string())
 }

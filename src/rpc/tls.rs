@@ -1,5 +1,5 @@
-//! Mutual TLS (edge): a folder with `tls.crt`, `tls.key` and `ca.crt` as rustls configurations, read again whenever a
-//! file changes. An agent serves only `controller.driftline`; a controller talks only to the node that it means,
+//! Mutual TLS (edge): certificate, key and authorities as rustls configurations. An agent's come from files, which are
+//! read again whenever one changes; the controller makes its own and sets them anew. An agent serves only `controller.driftline`; a controller talks only to the node that it means,
 //! because the node's name is the name that the certificate is checked against.
 //!
 //! Sessions are never resumed: a resumed one would skip the check of a certificate that has expired or changed since.
@@ -13,20 +13,24 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
-    client::{Resumption, danger::HandshakeSignatureValid, verify_server_name},
-    crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
-    server::{
-        NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    server::NoServerSessionStorage,
     version::TLS13,
 };
 
-use crate::retry::Retry;
+use crate::{
+    certs::authority::{Pair, facts_of},
+    retry::Retry,
+};
 
-/// The name in the certificate of every controller.
+mod verify;
+
+pub use verify::is_agents;
+use verify::{AnyServer, OnlyController};
+
+/// The name in the certificate of every controller, and the audience of the tokens that agents show it.
 pub const CONTROLLER: &str = "controller.driftline";
 
 /// The name in the certificate of one node's agent.
@@ -46,19 +50,19 @@ pub enum TlsError {
         #[source]
         source: io::Error,
     },
-    /// A file has no certificate or key in it.
-    #[error("{} has no {what} in PEM form", path.display())]
+    /// A text has no certificate or key in it.
+    #[error("{whose} has no {what} in PEM form")]
     Empty {
-        /// The file.
-        path: PathBuf,
+        /// The file, or whose it is.
+        whose: String,
         /// What was looked for.
         what: &'static str,
     },
-    /// The three files do not make an identity, for instance because the key is another certificate's.
-    #[error("tls.crt, tls.key and ca.crt in {} cannot be used together", dir.display())]
+    /// The parts do not make an identity, for instance because the key is another certificate's.
+    #[error("The certificate, key and authorities of {whose} cannot be used together")]
     Unusable {
-        /// The folder.
-        dir: PathBuf,
+        /// Whose: the file of the certificate, or a name.
+        whose: String,
         /// What rustls said.
         #[source]
         source: rustls::Error,
@@ -80,13 +84,41 @@ impl TlsError {
     }
 }
 
-/// One end's certificate, key and authority, as fresh as the files are.
+/// Where the parts of an identity are. Certificate and key may be in one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// The certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authorities that are trusted.
+    pub authorities: PathBuf,
+}
+
+impl Files {
+    /// As cert-manager and `driftline certs` name them.
+    pub fn in_folder(dir: &Path) -> Files {
+        let file = |name: &str| dir.join(name);
+        Files { certificate: file("tls.crt"), key: file("tls.key"), authorities: file("ca.crt") }
+    }
+
+    fn all(&self) -> [&Path; 3] {
+        [&self.certificate, &self.key, &self.authorities]
+    }
+}
+
+/// One end's certificate, key and authorities.
 #[derive(Clone)]
 pub struct Identity(Arc<Inner>);
 
 struct Inner {
-    dir: PathBuf,
     loaded: ArcSwap<Loaded>,
+    /// Where it comes from, where that is files.
+    files: Option<Watched>,
+}
+
+struct Watched {
+    files: Files,
     /// The files as they were at the last attempt to load them, good or bad: one attempt and one log line per change.
     tried: Mutex<Stamp>,
 }
@@ -100,27 +132,39 @@ struct Loaded {
 /// Modification time, length and inode of the three files.
 type Stamp = [Option<(SystemTime, u64, u64)>; 3];
 
-const FILES: [&str; 3] = ["tls.crt", "tls.key", "ca.crt"];
-
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Identity({})", self.0.dir.display())
+        write!(f, "Identity({:?})", self.0.files.as_ref().map(|watched| &watched.files))
     }
 }
 
 impl Identity {
-    /// Reads the folder.
+    /// Reads files.
     ///
     /// # Errors
-    /// When a file is missing or unusable. Later changes for the worse are logged, and the last good ones stay in use.
-    pub fn load(dir: &Path) -> Result<Identity, TlsError> {
-        let stamp = stamp(dir);
-        let loaded = Loaded::read(dir)?;
-        Ok(Identity(Arc::new(Inner {
-            dir: dir.to_owned(),
-            loaded: ArcSwap::from_pointee(loaded),
-            tried: Mutex::new(stamp),
-        })))
+    /// When one is missing or unusable. Later changes for the worse are logged, and the last good ones stay in use.
+    pub fn load(files: Files) -> Result<Identity, TlsError> {
+        let tried = Mutex::new(stamp(&files));
+        let loaded = ArcSwap::from_pointee(Loaded::read(&files)?);
+        Ok(Identity(Arc::new(Inner { loaded, files: Some(Watched { files, tried }) })))
+    }
+
+    /// One of PEM texts, for whom its name is in errors.
+    ///
+    /// # Errors
+    /// When they cannot be used.
+    pub fn of(whose: &str, pair: &Pair, authorities: &str) -> Result<Identity, TlsError> {
+        let loaded = ArcSwap::from_pointee(Loaded::parse(whose, pair, authorities)?);
+        Ok(Identity(Arc::new(Inner { loaded, files: None })))
+    }
+
+    /// Uses other PEM texts from the next handshake on.
+    ///
+    /// # Errors
+    /// When they cannot be used; then nothing changes.
+    pub fn set(&self, whose: &str, pair: &Pair, authorities: &str) -> Result<(), TlsError> {
+        self.0.loaded.store(Arc::new(Loaded::parse(whose, pair, authorities)?));
+        Ok(())
     }
 
     /// For an agent's next handshake: demands a controller's certificate, offers HTTP/2 only.
@@ -133,56 +177,74 @@ impl Identity {
         self.fresh().client.clone()
     }
 
+    /// The same, but whoever answers is taken for an agent: for giving it a certificate, and nothing else.
+    pub fn untrusting_client_config(&self) -> Arc<ClientConfig> {
+        let mut config = ClientConfig::clone(&self.fresh().client);
+        let provider = config.crypto_provider().clone();
+        config.dangerous().set_certificate_verifier(Arc::new(AnyServer(provider)));
+        Arc::new(config)
+    }
+
     /// When our own certificate ends, in seconds since 1970.
     pub fn expires(&self) -> i64 {
         self.fresh().expires
     }
 
     fn fresh(&self) -> arc_swap::Guard<Arc<Loaded>> {
-        let now = stamp(&self.0.dir);
-        // A poisoned lock only means that another thread panicked while it compared stamps.
-        let mut tried = self.0.tried.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if *tried != now {
-            match Loaded::read(&self.0.dir) {
-                Ok(loaded) => {
-                    self.0.loaded.store(Arc::new(loaded));
-                    tracing::info!(dir = %self.0.dir.display(), "Certificates were read again");
+        if let Some(Watched { files, tried }) = &self.0.files {
+            let now = stamp(files);
+            // A poisoned lock only means that another thread panicked while it compared stamps.
+            let mut tried = tried.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if *tried != now {
+                match Loaded::read(files) {
+                    Ok(loaded) => {
+                        self.0.loaded.store(Arc::new(loaded));
+                        tracing::info!(certificate = %files.certificate.display(), "Certificates were read again");
+                    }
+                    Err(error) => tracing::error!(
+                        reason = error.reason(),
+                        error = &error as &dyn std::error::Error,
+                        "Changed certificates cannot be used, the ones before stay in use"
+                    ),
                 }
-                Err(error) => tracing::error!(
-                    reason = error.reason(),
-                    error = &error as &dyn std::error::Error,
-                    "Changed certificates cannot be used, the ones before stay in use"
-                ),
+                *tried = now;
             }
-            *tried = now;
         }
         self.0.loaded.load()
     }
 }
 
-fn stamp(dir: &Path) -> Stamp {
+fn stamp(files: &Files) -> Stamp {
     use std::os::unix::fs::MetadataExt;
-    FILES.map(|name| {
-        let meta = fs::metadata(dir.join(name)).ok()?;
+    files.all().map(|path| {
+        let meta = fs::metadata(path).ok()?;
         Some((meta.modified().ok()?, meta.len(), meta.ino()))
     })
 }
 
 impl Loaded {
-    fn read(dir: &Path) -> Result<Loaded, TlsError> {
-        let [chain_path, key_path, roots_path] = FILES.map(|name| dir.join(name));
-        let chain = certificates(&chain_path)?;
-        let key = PrivateKeyDer::from_pem_slice(&read(&key_path)?)
-            .map_err(|_| TlsError::Empty { path: key_path, what: "private key" })?;
+    fn read(files: &Files) -> Result<Loaded, TlsError> {
+        let read = |path: &Path| fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source });
+        let texts = (read(&files.certificate)?, read(&files.key)?, read(&files.authorities)?);
+        let whose = files.all().map(|path| path.display().to_string());
+        Self::new([&whose[0], &whose[1], &whose[2]], &texts.0, &texts.1, &texts.2)
+    }
+
+    fn parse(whose: &str, pair: &Pair, authorities: &str) -> Result<Loaded, TlsError> {
+        Self::new([whose; 3], pair.certificate.as_bytes(), pair.key.as_bytes(), authorities.as_bytes())
+    }
+
+    fn new(whose: [&str; 3], chain: &[u8], key: &[u8], authorities: &[u8]) -> Result<Loaded, TlsError> {
+        let unusable = |source| TlsError::Unusable { whose: whose[0].to_owned(), source };
+        let chain = certificates(whose[0], chain)?;
+        let key = PrivateKeyDer::from_pem_slice(key)
+            .map_err(|_| TlsError::Empty { whose: whose[1].to_owned(), what: "private key" })?;
         let mut roots = RootCertStore::empty();
-        let unusable = |source| TlsError::Unusable { dir: dir.to_owned(), source };
-        for root in certificates(&roots_path)? {
+        for root in certificates(whose[2], authorities)? {
             roots.add(root).map_err(unusable)?;
         }
-        let expires = chain
-            .first()
-            .and_then(|leaf| x509_parser::parse_x509_certificate(leaf).ok())
-            .map_or(0, |(_, leaf)| leaf.validity().not_after.timestamp());
+        let facts = chain.first().and_then(|leaf| facts_of(leaf));
+        let expires = facts.and_then(|facts| i64::try_from(facts.validity.until).ok()).unwrap_or_default();
         let roots = Arc::new(roots);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut server = ServerConfig::builder_with_provider(provider.clone())
@@ -206,68 +268,8 @@ impl Loaded {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let empty = || TlsError::Empty { path: path.to_owned(), what: "certificate" };
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<_, _>>().map_err(|_| empty())?;
+fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let empty = || TlsError::Empty { whose: whose.to_owned(), what: "certificate" };
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| empty())?;
     if found.is_empty() { Err(empty()) } else { Ok(found) }
-}
-
-/// Accepts a client certificate of our authority that is made for clients and names a controller, and nothing else.
-#[derive(Debug)]
-struct OnlyController {
-    chain: Arc<dyn ClientCertVerifier>,
-    name: ServerName<'static>,
-}
-
-impl OnlyController {
-    fn new(roots: Arc<RootCertStore>, provider: &Arc<CryptoProvider>) -> Result<Self, rustls::Error> {
-        let chain = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-        let name = ServerName::try_from(CONTROLLER).map_err(|error| rustls::Error::General(error.to_string()))?;
-        Ok(Self { chain, name })
-    }
-}
-
-impl ClientCertVerifier for OnlyController {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chain.verify_client_cert(leaf, between, now)?;
-        verify_server_name(&ParsedCertificate::try_from(leaf)?, &self.name)?;
-        Ok(verified)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
-    }
 }

@@ -13,6 +13,7 @@ mod installation;
 #[path = "../support/lab.rs"]
 mod lab;
 
+mod certificates;
 mod chart;
 mod columns;
 mod deletion;

@@ -17,13 +17,13 @@ use std::{
 
 use driftline::{
     agent::{AgentError, Parts},
-    certs::{Authority, Validity},
+    certs::{Folder, Validity},
     config::HostConfig,
     metrics::AgentMetrics,
     rpc::{
         client::Agent,
         server::Limits,
-        tls::Identity,
+        tls::{Files, Identity},
         v1::{self, Guest},
     },
 };
@@ -39,7 +39,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A host: folders, certificates, and an agent that is started and ended.
 pub(crate) struct Host {
     dir: tempfile::TempDir,
-    authority: Authority,
+    authority: Folder,
 }
 
 pub(crate) struct Running {
@@ -52,7 +52,7 @@ pub(crate) struct Running {
 impl Host {
     pub(crate) fn new() -> Host {
         let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::create(&dir.path().join("ca")).unwrap();
+        let authority = Folder::create(&dir.path().join("ca")).unwrap();
         for folder in ["guests.d", "repos", "restores", "state", "locks"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
@@ -93,6 +93,11 @@ impl Host {
         }
     }
 
+    /// The identity in a folder.
+    pub(crate) fn identity(&self, folder: &str) -> Identity {
+        Identity::load(Files::in_folder(&self.path(folder))).unwrap()
+    }
+
     pub(crate) async fn start(&self) -> Running {
         self.start_with(Limits::default()).await
     }
@@ -103,7 +108,7 @@ impl Host {
         let parts = Parts::new(NODE, &self.config(), Path::new("host.toml"), metrics).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let identity = Identity::load(&self.path("tls")).unwrap();
+        let identity = self.identity("tls");
         let end = CancellationToken::new();
         let task = tokio::spawn(parts.serve(listener, identity, limits, end.clone()));
         Running { address, registry, end, task }
@@ -111,7 +116,7 @@ impl Host {
 
     /// A controller's connection to the agent.
     pub(crate) fn controller(&self, agent: &Running) -> Agent {
-        Agent::new(NODE, vec![agent.address], Identity::load(&self.path("controller")).unwrap())
+        Agent::new(NODE, vec![agent.address], self.identity("controller"))
     }
 }
 

@@ -1,12 +1,15 @@
-//! Driftline installed on a test's control plane as a person would install it: the chart's objects, certificates by
-//! `driftline certs`, one controller with the token of the chart's ServiceAccount (never an administrator's), and one
-//! agent for each of two nodes. Controller and agents are processes of the built program with the chart's arguments.
+//! Driftline installed on a test's control plane as a person would install it: the chart's objects, one controller with
+//! the token of the chart's ServiceAccount (never an administrator's), and one agent for each of two nodes. Controller and
+//! agents are processes of the built program with the chart's arguments.
 //!
-//! There is no kubelet: what the pods of the chart's Service would give, the EndpointSlice, is written here. It may not
-//! carry a loopback address, so all of this runs inside of `tests/in-netns`.
+//! There is no kubelet: what it would give the pods, a token and the content of a ConfigMap, and what the pods of the
+//! chart's Service would give, the EndpointSlice, is written here. The latter may not carry a loopback address, so all of
+//! this runs inside of `tests/in-netns`.
 // Each binary that includes this uses its own part of it.
 #![allow(dead_code, unreachable_pub, unused_imports)]
 
+#[path = "installation/pod.rs"]
+mod pod;
 #[path = "installation/tenant.rs"]
 mod tenant;
 
@@ -84,14 +87,17 @@ impl Installation {
             tenants: AtomicUsize::new(0),
         };
         installation.check_network();
-        installation.make_certificates();
         installation.apply_chart();
+        installation.start_controller();
         for node in NODES {
             installation.make_host(node);
+        }
+        installation.hand_out_authorities();
+        for node in NODES {
+            pod::place(plane, node);
             installation.start_agent(node);
         }
         installation.announce_agents();
-        installation.start_controller();
         installation.wait_until_ready();
         installation
     }
@@ -127,11 +133,7 @@ impl Installation {
     pub fn start_controller(&self) {
         let admin = format!("127.0.0.1:{}", free_port());
         let account = self.plane.account_kubeconfig(NAMESPACE, "driftline-controller");
-        let given = [
-            ("--namespace", NAMESPACE.to_owned()),
-            ("--tls-dir", self.folder.join("controller-tls").display().to_string()),
-            ("--admin-listen", admin.clone()),
-        ];
+        let given = [("--namespace", NAMESPACE.to_owned()), ("--admin-listen", admin.clone())];
         let mut command = self.role("deployment/driftline-controller", &given);
         command.env("KUBECONFIG", account);
         *self.controller() = Some(Role { process: Process::start("controller", command, &self.folder), admin });
@@ -144,13 +146,27 @@ impl Installation {
 
     /// Starts a node's agent again.
     pub fn start_agent(&self, node: &'static str) {
+        self.start_agent_with_token(node, &pod::token(self.plane, node));
+    }
+
+    /// The token that the pod of a node's agent has.
+    pub fn token(&self, node: &str) -> String {
+        pod::token(self.plane, node)
+    }
+
+    /// Starts a node's agent with a token of somebody's.
+    pub fn start_agent_with_token(&self, node: &'static str, token: &str) {
         let admin = format!("127.0.0.1:{}", free_port());
+        let own = |file: &str| self.host(node).join(file).display().to_string();
+        fs::write(own("token"), token).expect("A node's file can be written");
         let given = [
             ("--node-name", node.to_owned()),
             ("--listen", format!("{}:{}", address(node), self.agent_port)),
-            ("--tls-dir", self.host(node).join("tls").display().to_string()),
+            ("--tls-dir", own("tls")),
+            ("--token", own("token")),
+            ("--authorities", own("ca.crt")),
             ("--admin-listen", admin.clone()),
-            ("--config", self.host(node).join("host.toml").display().to_string()),
+            ("--config", own("host.toml")),
         ];
         let command = self.role("daemonset/driftline-agent", &given);
         let process = Process::start(&format!("agent-{node}"), command, &self.folder);
@@ -165,11 +181,6 @@ impl Installation {
     /// Where a node's agent serves gRPC.
     pub fn agent_address(&self, node: &str) -> String {
         format!("{}:{}", address(node), self.agent_port)
-    }
-
-    /// The folder with the certificates of `name`: `controller-tls`, `authority`.
-    pub fn certificates(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
     }
 
     /// The metrics of a role: `controller` or a node's name.
@@ -226,33 +237,6 @@ impl Installation {
         });
     }
 
-    fn make_certificates(&self) {
-        let authority = self.folder.join("authority");
-        self.certs(["authority", "--out"], &authority, &[]);
-        self.certs(["controller", "--out"], &self.folder.join("controller-tls"), &[&authority]);
-        for node in NODES {
-            fs::create_dir_all(self.host(node)).expect("A node's folder can be made");
-            let tls = self.host(node).join("tls");
-            let status = Command::new(&self.program)
-                .args(["certs", "agent", "--node", node, "--authority"])
-                .arg(&authority)
-                .arg("--out")
-                .arg(&tls)
-                .status();
-            assert!(status.is_ok_and(|status| status.success()), "driftline certs made no certificate for {node}");
-        }
-    }
-
-    fn certs(&self, words: [&str; 2], out: &Path, authority: &[&Path]) {
-        let mut command = Command::new(&self.program);
-        command.arg("certs").args(words).arg(out);
-        for authority in authority {
-            command.arg("--authority").arg(authority);
-        }
-        let status = command.status().expect("The program can be started");
-        assert!(status.success(), "{command:?} failed");
-    }
-
     fn apply_chart(&self) {
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/driftline");
         self.plane.kubectl(["create", "namespace", NAMESPACE]).ok();
@@ -260,6 +244,29 @@ impl Installation {
         let rendered = self.plane.helm(["template", "driftline", chart, "--namespace", NAMESPACE]).ok();
         self.plane.apply(NAMESPACE, &rendered).ok();
         self.plane.kubectl(["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).ok();
+    }
+
+    /// Gives the agents' pods what the controller tells them, as a kubelet would put it into their volume.
+    pub fn hand_out_authorities(&self) {
+        let trusted = self.trusted_authorities();
+        for node in NODES {
+            fs::write(self.host(node).join("ca.crt"), &trusted).expect("A node's file can be written");
+        }
+    }
+
+    /// Whom the controller tells the agents' pods to trust.
+    pub fn trusted_authorities(&self) -> String {
+        let path = "jsonpath={.data.ca\\.crt}";
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let text =
+                self.plane.kubectl(["get", "configmap", "driftline-authority", "-n", NAMESPACE, "-o", path]).ok();
+            if !text.is_empty() {
+                return text;
+            }
+            assert!(Instant::now() < deadline, "The controller tells nobody whom to trust:\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// The host files of a node: its roots are folders of its own, with one for each tenant.

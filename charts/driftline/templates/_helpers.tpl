@@ -18,6 +18,11 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* The Secret with the authority: the release's own, or the one that the values name. */}}
+{{- define "driftline.authoritySecret" -}}
+{{ .Values.certificates.authoritySecret | default (printf "%s-authority" (include "driftline.name" .)) }}
+{{- end }}
+
 {{- define "driftline.image" -}}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}

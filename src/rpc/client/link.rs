@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::rpc::tls::{Identity, agent_name};
 
 /// One address's part: TCP and TLS together.
-const CONNECT: Duration = Duration::from_secs(5);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 /// A peer that says nothing is asked after this long, and given up after `PING_ANSWER`.
 const PING: Duration = Duration::from_secs(10);
 const PING_ANSWER: Duration = Duration::from_secs(5);
@@ -51,6 +51,10 @@ impl Link {
 
     pub(super) fn node(&self) -> &str {
         &self.node
+    }
+
+    pub(super) fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     pub(super) fn addresses(&self) -> &[SocketAddr] {

@@ -51,6 +51,8 @@ async fn wrong_and_changed_files_are_named_and_taken_up_without_a_new_process() 
         node_name: NODE.to_owned(),
         listen,
         tls_dir: host.path("tls"),
+        token: None,
+        authorities: None,
         admin_listen: admin,
         config: host.path("host.toml"),
     };
@@ -64,7 +66,7 @@ async fn wrong_and_changed_files_are_named_and_taken_up_without_a_new_process() 
     readyz_until(admin, 503, "restoreRoot").await;
     write_config(&host, "");
     readyz_until(admin, 200, "ready").await;
-    let agent = Agent::new(NODE, vec![listen], Identity::load(&host.path("controller")).unwrap());
+    let agent = Agent::new(NODE, vec![listen], host.identity("controller"));
     let first = eventually(async || agent.describe().await.ok()).await;
     // It becomes wrong: what was there before is in force, and a person and the controller hear of it.
     write_config(&host, "user = 7\n");

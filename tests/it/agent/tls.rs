@@ -18,7 +18,7 @@ fn unreachable(error: &RpcError) -> String {
 }
 
 fn as_client(host: &Host, folder: &str, agent: &Running) -> Agent {
-    Agent::new(NODE, vec![agent.address], Identity::load(&host.path(folder)).unwrap())
+    Agent::new(NODE, vec![agent.address], host.identity(folder))
 }
 
 async fn refused(agent: &Running, reason: &str) {
@@ -110,7 +110,7 @@ async fn a_plain_text_client_is_refused() {
 async fn an_agent_of_another_node_is_not_talked_to() {
     let host = Host::new();
     let running = host.start().await;
-    let other = Agent::new("node-2", vec![running.address], Identity::load(&host.path("controller")).unwrap());
+    let other = Agent::new("node-2", vec![running.address], host.identity("controller"));
     let text = unreachable(&other.describe().await.unwrap_err());
     assert!(text.contains("not valid for name"), "{text}");
 }
@@ -146,7 +146,7 @@ async fn idle_connections_of_a_controller_keep_no_other_out() {
     let running = host.start_with(Limits { connections: 3, ..Limits::default() }).await;
     let mut idle = Vec::new();
     for _ in 0..10 {
-        let config = Identity::load(&host.path("controller")).unwrap().client_config();
+        let config = host.identity("controller").client_config();
         let name = ServerName::try_from("node-1.agent.driftline").unwrap();
         let tcp = TcpStream::connect(running.address).await.unwrap();
         idle.push(TlsConnector::from(config).connect(name, tcp).await.unwrap());
@@ -171,7 +171,7 @@ async fn changed_certificates_are_taken_up_without_a_restart() {
     let running = host.start().await;
     host.controller(&running).describe().await.unwrap();
     // A new authority: the agent must follow its files, or the new controller and it refuse each other.
-    let new = Authority::create(&host.path("ca2")).unwrap();
+    let new = Folder::create(&host.path("ca2")).unwrap();
     new.agent(NODE, &host.path("tls"), Validity::days(1)).unwrap();
     new.controller(&host.path("controller2"), Validity::days(1)).unwrap();
     as_client(&host, "controller2", &running).describe().await.unwrap();
@@ -210,7 +210,7 @@ async fn a_client_finds_the_agent_again_after_a_restart() {
     let metrics = AgentMetrics::register(&mut registry);
     let parts = Parts::new(NODE, &host.config(), Path::new("host.toml"), metrics).unwrap();
     let listener = TcpListener::bind(address).await.unwrap();
-    let (identity, end) = (Identity::load(&host.path("tls")).unwrap(), CancellationToken::new());
+    let (identity, end) = (host.identity("tls"), CancellationToken::new());
     tokio::spawn(parts.serve(listener, identity, Limits::default(), end));
     let after = eventually(async || agent.describe().await.ok()).await;
     assert_ne!(before.session, after.session);

@@ -1,0 +1,319 @@
+//! Keeps the authority of this installation in its Secret, tells the agents in the ConfigMap whom to trust, and keeps the
+//! controller's own identity good (out). What was decided is written before it is used.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{ConfigMap, Secret},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{SPREAD, Step, Stored, Terms, is_due, plan, signer, trusted};
+use crate::{
+    certs::authority::{Authority, AuthorityError, Pair, Validity, facts},
+    clock::Clock,
+    controller::error::is_code,
+    rpc::tls::{Identity, TlsError},
+    sentence::sentence,
+};
+
+/// How often Secret and ConfigMap are looked at, at most and at least.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The key of the ConfigMap.
+const TRUSTED: &str = "ca.crt";
+/// Whose identity it is, for errors.
+const WHOSE: &str = "the controller";
+
+/// Why there is no authority to sign with.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The API server did not give or take an object.
+    #[error("{verb} {kind} {name} failed")]
+    Api {
+        /// `Reading` or `Writing`.
+        verb: &'static str,
+        /// Its kind.
+        kind: &'static str,
+        /// Its namespace and name.
+        name: String,
+        /// What the client says.
+        #[source]
+        source: Box<kube::Error>,
+    },
+    /// Somebody else has to put an authority into the Secret.
+    #[error(
+        "Secret {secret} has no tls.crt and tls.key: an authority is waited for, such as a cert-manager Certificate \
+             with isCA: true writes it"
+    )]
+    Missing {
+        /// Its namespace and name.
+        secret: String,
+    },
+    /// What is in the Secret cannot be used.
+    #[error("tls.crt and tls.key of Secret {secret} cannot be used as an authority")]
+    Unusable {
+        /// Its namespace and name.
+        secret: String,
+        /// Why.
+        #[source]
+        source: AuthorityError,
+    },
+    /// The controller's own certificate cannot be used.
+    #[error("The controller's own certificate cannot be used")]
+    Own {
+        /// Why.
+        #[source]
+        source: TlsError,
+    },
+}
+
+impl KeepError {
+    /// The word for logs and the readiness probe.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            KeepError::Api { .. } => "AuthorityUnavailable",
+            KeepError::Missing { .. } => "AuthorityMissing",
+            KeepError::Unusable { source, .. } => source.reason(),
+            KeepError::Own { source } => source.reason(),
+        }
+    }
+}
+
+/// Where the authority is.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The namespace of both.
+    pub namespace: String,
+    /// The Secret.
+    pub secret: String,
+    /// The ConfigMap.
+    pub config_map: String,
+}
+
+/// What signs now.
+pub struct Signer {
+    /// The authority.
+    pub authority: Authority,
+    /// How long what it signs is valid.
+    pub lifetime: Duration,
+}
+
+/// What the rest of the controller needs of it.
+#[derive(Clone)]
+pub struct Kept {
+    /// The controller's own identity, always good.
+    pub identity: Identity,
+    /// Who signs now.
+    pub signer: watch::Receiver<Arc<Signer>>,
+}
+
+/// Keeps it.
+pub struct Keeper {
+    client: Client,
+    clock: Clock,
+    place: Place,
+    terms: Terms,
+    /// The controller's own certificate, and the certificate of the authority that signed it.
+    own: Option<(Pair, String)>,
+    /// Since when another authority signs.
+    other_since: Option<Instant>,
+}
+
+impl Keeper {
+    /// Nothing is read yet.
+    pub fn new(client: Client, clock: Clock, place: Place, terms: Terms) -> Keeper {
+        Keeper { client, clock, place, terms, own: None, other_since: None }
+    }
+
+    /// Waits until there is an authority, and goes on keeping it until `end`; None when that comes first. `tell` is told
+    /// what is wrong, once per trouble, and None when it is over.
+    pub async fn begin(
+        self,
+        tell: impl Fn(Option<&KeepError>) + Send + 'static,
+        end: CancellationToken,
+    ) -> Option<Kept> {
+        let (sender, first) = oneshot::channel();
+        tokio::spawn(async move { end.run_until_cancelled(self.keep(sender, tell)).await });
+        first.await.ok()
+    }
+
+    async fn keep(mut self, first: oneshot::Sender<Kept>, tell: impl Fn(Option<&KeepError>)) {
+        let mut first = Some(first);
+        let mut kept: Option<(Identity, watch::Sender<Arc<Signer>>)> = None;
+        let (mut said, mut shown) = (String::new(), None);
+        let look = (self.terms.certificate / 20).clamp(LOOK.0, LOOK.1);
+        loop {
+            let done = self.refresh().await.and_then(|(own, trusted, signer)| {
+                let now = Some((own, trusted));
+                if let (Some((own, trusted)), true) = (&now, now != shown) {
+                    let identity = match &kept {
+                        Some((identity, _)) => identity.set(WHOSE, own, trusted).map(|()| identity.clone()),
+                        None => Identity::of(WHOSE, own, trusted),
+                    };
+                    let identity = identity.map_err(|source| KeepError::Own { source })?;
+                    kept.get_or_insert_with(|| (identity, watch::channel(signer.clone()).0));
+                    shown = now;
+                }
+                Ok(signer)
+            });
+            match (done, &kept) {
+                (Ok(signer), Some((identity, sender))) => {
+                    if !std::mem::take(&mut said).is_empty() {
+                        tell(None);
+                    }
+                    sender.send_if_modified(|before| {
+                        let changed = before.authority.certificate() != signer.authority.certificate();
+                        *before = signer;
+                        changed
+                    });
+                    if let Some(first) = first.take() {
+                        // Nobody waits any more only when the controller ends.
+                        let _ = first.send(Kept { identity: identity.clone(), signer: sender.subscribe() });
+                    }
+                }
+                (Ok(_), None) => {}
+                (Err(error), _) => {
+                    let text = sentence(&error);
+                    if said != text {
+                        tell(Some(&error));
+                        said = text;
+                    }
+                }
+            }
+            tokio::time::sleep(if first.is_some() { LOOK.0 } else { look }).await;
+        }
+    }
+
+    /// Does what is to be done now: the controller's certificate, whom to trust, and who signs.
+    async fn refresh(&mut self) -> Result<(Pair, String, Arc<Signer>), KeepError> {
+        let now = u64::try_from((self.clock)().as_second()).unwrap_or_default();
+        let stored = self.settle(now).await?;
+        let secret = self.name(&self.place.secret);
+        let authority = signer(&stored).map_err(|source| KeepError::Unusable { secret: secret.clone(), source })?;
+        let authority = authority.ok_or_else(|| KeepError::Missing { secret: secret.clone() })?;
+        let own = self.own(&authority, now).map_err(|source| KeepError::Unusable { secret, source })?;
+        Ok((own, stored.trusted, Arc::new(Signer { authority, lifetime: self.terms.certificate })))
+    }
+
+    /// The controller's own certificate: made anew when it is due, and when another authority has signed for so long that
+    /// every agent trusts it.
+    fn own(&mut self, authority: &Authority, now: u64) -> Result<Pair, AuthorityError> {
+        if let Some((pair, by)) = &self.own {
+            let due = facts(&pair.certificate).is_none_or(|own| is_due(own.validity, now));
+            let other = by != authority.certificate();
+            let since = if other { *self.other_since.get_or_insert_with(Instant::now) } else { Instant::now() };
+            if !due && since.elapsed() < SPREAD {
+                return Ok(pair.clone());
+            }
+        }
+        let pair = authority.controller(Validity::starting(now, self.terms.certificate))?;
+        self.other_since = None;
+        self.own = Some((pair.clone(), authority.certificate().to_owned()));
+        Ok(pair)
+    }
+
+    /// Writes what has to be written, and answers with what is there then.
+    async fn settle(&self, now: u64) -> Result<Stored, KeepError> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.place.namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.place.namespace);
+        let read = |kind, name: &str| {
+            let name = self.name(name);
+            move |source| KeepError::Api { verb: "Reading", kind, name, source: Box::new(source) }
+        };
+        loop {
+            let secret = secrets.get(&self.place.secret).await.map_err(read("Secret", &self.place.secret))?;
+            let map = maps.get(&self.place.config_map).await.map_err(read("ConfigMap", &self.place.config_map))?;
+            let mut stored = stored(&secret, &map);
+            let version = secret.metadata.resource_version.clone();
+            let make = |name| {
+                let validity = Validity::starting(now, self.terms.authority);
+                Authority::generate(validity).map_err(|source| KeepError::Unusable { secret: self.name(name), source })
+            };
+            match plan(&stored, &self.terms, now) {
+                Step::Keep => {}
+                Step::Wait => return Err(KeepError::Missing { secret: self.name(&self.place.secret) }),
+                Step::Make => stored.current = Some(make(&self.place.secret)?),
+                Step::Stage => stored.next = Some(make(&self.place.secret)?),
+                Step::Promote => stored.current = stored.next.take(),
+            }
+            if stored.current != current(&secret) || stored.next != next(&secret) {
+                match self.write_secret(&secrets, &stored, version).await {
+                    // Somebody else was first.
+                    Err(error) if is_code(&error, 409) => continue,
+                    written => written.map_err(|source| self.not_written("Secret", &self.place.secret, source))?,
+                }
+                tracing::info!(secret = self.name(&self.place.secret), "The authority was made or has changed");
+            }
+            let wanted = trusted(&stored, now);
+            if wanted != stored.trusted {
+                let patch = json!({ "data": { TRUSTED: wanted } });
+                maps.patch(&self.place.config_map, &PatchParams::default(), &Patch::Merge(patch))
+                    .await
+                    .map_err(|source| self.not_written("ConfigMap", &self.place.config_map, source))?;
+                stored.trusted = wanted;
+            }
+            return Ok(stored);
+        }
+    }
+
+    async fn write_secret(
+        &self,
+        secrets: &Api<Secret>,
+        stored: &Stored,
+        version: Option<String>,
+    ) -> Result<(), kube::Error> {
+        let mut data: BTreeMap<&str, Option<ByteString>> = BTreeMap::new();
+        let pairs = [(&stored.current, ["tls.crt", "tls.key"]), (&stored.next, ["next.crt", "next.key"])];
+        for (pair, [certificate, key]) in pairs {
+            let bytes = |text: &String| ByteString(text.clone().into_bytes());
+            data.insert(certificate, pair.as_ref().map(|pair| bytes(&pair.certificate)));
+            data.insert(key, pair.as_ref().map(|pair| bytes(&pair.key)));
+        }
+        // With the version that was read: never over what somebody else has written since.
+        let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
+        secrets.patch(&self.place.secret, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+    }
+
+    fn not_written(&self, kind: &'static str, name: &str, source: kube::Error) -> KeepError {
+        KeepError::Api { verb: "Writing", kind, name: self.name(name), source: Box::new(source) }
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}/{name}", self.place.namespace)
+    }
+}
+
+fn stored(secret: &Secret, map: &ConfigMap) -> Stored {
+    let trusted = map.data.as_ref().and_then(|data| data.get(TRUSTED)).cloned().unwrap_or_default();
+    Stored { current: current(secret), next: next(secret), trusted }
+}
+
+fn current(secret: &Secret) -> Option<Pair> {
+    pair(secret, ["tls.crt", "tls.key"])
+}
+
+fn next(secret: &Secret) -> Option<Pair> {
+    pair(secret, ["next.crt", "next.key"])
+}
+
+/// None where neither is there; a half one is there and cannot be used.
+fn pair(secret: &Secret, [certificate, key]: [&str; 2]) -> Option<Pair> {
+    let text = |name| {
+        let bytes = secret.data.as_ref().and_then(|data| data.get(name)).filter(|bytes| !bytes.0.is_empty());
+        bytes.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned())
+    };
+    match (text(certificate), text(key)) {
+        (None, None) => None,
+        (certificate, key) => Some(Pair { certificate: certificate.unwrap_or_default(), key: key.unwrap_or_default() }),
+    }
+}
