@@ -12,13 +12,20 @@ fn chart() -> String {
 }
 
 /// Everything that the chart can render.
-const ALL: [&str; 6] = [
+const ALL: [&str; 13] = [
     "--set=argocd.healthScripts=true",
     "--set=imagePullSecrets[0].name=registry",
+    "--set=image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "--set=certificates.authoritySecret=ours",
     "--set=agent.hostPaths.restores[0]=/var/lib/machines",
     "--set=agent.tolerations[0].operator=Exists",
     "--set=agent.nodeSelector.role=hypervisor",
+    "--set=agent.priorityClassName=system-node-critical",
+    "--set=agent.podLabels.team=storage",
+    "--set=agent.podAnnotations.seen=yes",
+    "--set=agent.maxUnavailable=10%",
     "--set=controller.nodeSelector.role=infra",
+    "--set=controller.podAnnotations.seen=yes",
 ];
 
 #[test]
@@ -41,9 +48,112 @@ fn the_server_takes_all_that_the_chart_renders_without_a_warning() {
         installation.plane.kubectl(["apply", "--dry-run=server", "--validate=strict", "-n", NAMESPACE, "-f", file]);
     assert!(answer.succeeded(), "{answer}");
     assert_eq!(answer.stderr(), "", "the server warned");
-    for kind in ["customresourcedefinition", "deployment.apps", "daemonset.apps", "clusterrole.rbac", "configmap/"] {
+    for kind in [
+        "customresourcedefinition",
+        "deployment.apps",
+        "daemonset.apps",
+        "clusterrole.rbac",
+        "configmap/",
+        "networkpolicy.networking",
+        "poddisruptionbudget.policy",
+        "service/",
+        "pod/driftline-test",
+    ] {
         assert!(answer.stdout().contains(kind), "no {kind} was rendered:\n{}", answer.stdout());
     }
+}
+
+#[test]
+fn wrong_values_are_refused_with_their_names() {
+    let plane = ControlPlane::shared();
+    for (value, named) in [
+        ("agent.port=grpc", "/agent/port"),
+        ("agent.port=70000", "/agent/port"),
+        ("agent.hostPaths.repositories={backup}", "/agent/hostPaths/repositories/0"),
+        ("agent.hostPaths.repositories={/srv/backup/}", "/agent/hostPaths/repositories/0"),
+        ("agent.hostPath.sockets={/run/qemu}", "'hostPath'"),
+        ("agent.maxUnavailable=0", "/agent/maxUnavailable"),
+        ("agent.terminationGracePeriodSeconds=1", "/agent/terminationGracePeriodSeconds"),
+        ("agent.tolerations=all", "/agent/tolerations"),
+        ("certificates.lifetime=1y", "/certificates/lifetime"),
+        ("certificates.authoritySecret=Mine", "/certificates/authoritySecret"),
+        ("controller.replicas=3", "'replicas'"),
+        ("controller.podDisruptionBudget=perhaps", "/controller/podDisruptionBudget"),
+        ("image.repository=registry/driftline:1.0", "/image/repository"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+        ("networkPolicy=true", "/networkPolicy"),
+    ] {
+        let said = plane.helm(["template", "driftline", &chart(), "--set", value]).refused();
+        assert!(said.contains(named), "{value}: {said}");
+    }
+}
+
+#[test]
+fn every_value_is_described_and_checked() {
+    let text = std::fs::read_to_string(format!("{}/values.yaml", chart())).unwrap();
+    let schema = std::fs::read_to_string(format!("{}/values.schema.json", chart())).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&schema).unwrap();
+    let values: serde_json::Value = serde_saphyr::from_str(&text).unwrap();
+    fn compare(at: &str, value: &serde_json::Value, schema: &serde_json::Value) {
+        let Some(properties) = schema["properties"].as_object() else { return };
+        assert_eq!(schema["additionalProperties"], false, "{at}: a misspelt value would be taken");
+        for (name, value) in value.as_object().unwrap() {
+            let known = properties.get(name).unwrap_or_else(|| panic!("the schema does not know {at}{name}"));
+            compare(&format!("{at}{name}."), value, known);
+        }
+        for name in properties.keys().filter(|name| *name != "global") {
+            assert!(value.get(name).is_some(), "values.yaml does not show {at}{name}");
+        }
+    }
+    compare("", &values, &schema);
+    // A comment right above each value; what is inside of one is Kubernetes' own.
+    let lines: Vec<&str> = text.lines().collect();
+    let mut inside = "";
+    for (at, line) in lines.iter().enumerate() {
+        let indent = line.len() - line.trim_start().len();
+        if line.trim_start().starts_with('#') || line.is_empty() {
+            continue;
+        }
+        let described = at > 0 && lines[at - 1].trim_start().starts_with('#');
+        match indent {
+            // The name of a group says what it is.
+            0 if line.ends_with(':') => {}
+            0 | 2 => assert!(described, "line {}: {line}", at + 1),
+            _ => assert!(described || inside == "resources:", "line {}: {line}", at + 1),
+        }
+        if indent == 2 {
+            inside = line.trim();
+        }
+    }
+}
+
+#[test]
+fn the_controllers_pod_passes_the_level_restricted_and_the_agents_does_not_have_to() {
+    let plane = ControlPlane::shared();
+    let namespace = plane.namespace("restricted");
+    let label = "pod-security.kubernetes.io/enforce=restricted";
+    plane.kubectl(["label", "namespace", &namespace, label]).ok();
+    let rendered = |template: &str| {
+        let template = format!("templates/{template}.yaml");
+        plane.helm(["template", "driftline", &chart(), "--namespace", &namespace, "-s", &template]).ok()
+    };
+    let pod = |template: &str| {
+        let text = rendered(template);
+        let object = text.split("\n---\n").find(|o| o.contains("kind: Deployment") || o.contains("kind: DaemonSet"));
+        let object: serde_json::Value = serde_saphyr::from_str(object.unwrap()).unwrap();
+        let mut spec = object["spec"]["template"]["spec"].clone();
+        spec["serviceAccountName"] = "default".into();
+        let pod = serde_json::json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "it", "namespace": namespace }, "spec": spec,
+        });
+        plane.kubectl_with(["apply", "--dry-run=server", "-f", "-"], &pod.to_string())
+    };
+    pod("controller").ok();
+    let test = rendered("tests/ready");
+    plane.kubectl_with(["apply", "--dry-run=server", "-n", &namespace, "-f", "-"], &test).ok();
+    let refused = pod("agent").refused();
+    assert!(refused.contains("hostPID"), "{refused}");
+    assert!(!refused.contains("privileged=true") && !refused.contains("hostNetwork"), "{refused}");
 }
 
 #[test]

@@ -241,7 +241,7 @@ impl Installation {
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/driftline");
         self.plane.kubectl(["create", "namespace", NAMESPACE]).ok();
         let chart = chart.to_str().expect("The checkout's path is UTF-8");
-        let rendered = self.plane.helm(["template", "driftline", chart, "--namespace", NAMESPACE]).ok();
+        let rendered = self.plane.helm(["template", "driftline", chart, "--namespace", NAMESPACE, "--no-hooks"]).ok();
         self.plane.apply(NAMESPACE, &rendered).ok();
         self.plane.kubectl(["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"]).ok();
     }

@@ -24,7 +24,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "driftline.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
 {{/* Liveness and readiness, the same for both roles. */}}
@@ -36,4 +36,20 @@ livenessProbe:
 readinessProbe:
   httpGet: {path: /readyz, port: admin}
   periodSeconds: 5
+{{- end }}
+
+{{/* Where pods may run; call with the role's values. */}}
+{{- define "driftline.placement" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}

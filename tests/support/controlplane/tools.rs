@@ -70,6 +70,11 @@ impl ControlPlane {
         self.run(command.args(["apply", "-n", namespace, "-f", "-"]), Some(yaml))
     }
 
+    /// Runs kubectl as the administrator with something on stdin.
+    pub fn kubectl_with<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, args: I, input: &str) -> Answer {
+        self.run(self.kubectl_command(&self.admin_kubeconfig()).args(args), Some(input))
+    }
+
     /// kubectl of the control plane's own version, for a command that is not waited for at once.
     pub fn kubectl_command(&self, kubeconfig: &Path) -> Command {
         let mut command = Command::new(self.programs.join("kubectl"));
