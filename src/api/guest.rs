@@ -105,7 +105,8 @@ pub struct GuestStatus {
     /// What this QEMU can do that backups make use of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
-    /// Known faults of this QEMU that are worked around.
+    /// What is peculiar about this QEMU. `FleecingUnsafe`: its version cannot keep a slow target from slowing the guest down.
+    /// `OwnFileSystem`: it runs in a container, so its points have no command line and no firmware variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quirks: Vec<String>,
     /// The guest's disks.

@@ -70,6 +70,7 @@ pub(super) struct Facts {
     pub(super) version: Version,
     pub(super) out_of_band: bool,
     pub(super) process: Option<Process>,
+    pub(super) own_file_system: bool,
     pub(super) schema: Arc<Schema>,
     pub(super) known: Arc<Mutex<Known>>,
 }
@@ -177,6 +178,11 @@ impl Client {
     /// The process that listens on the socket; `None` where the kernel does not show it.
     pub fn process(&self) -> Option<&Process> {
         self.0.facts.process.as_ref()
+    }
+
+    /// Whether QEMU runs in a container: its paths are not this host's, and nothing may be opened by them.
+    pub fn has_own_file_system(&self) -> bool {
+        self.0.facts.own_file_system
     }
 
     /// What this QEMU can do.

@@ -16,6 +16,8 @@ use super::{
 };
 use crate::retry::Retry;
 
+/// How long the look at QEMU's root directory may take.
+const ROOT_DEADLINE: Duration = Duration::from_secs(1);
 /// How long QEMU may take to greet and to take the capabilities.
 pub const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -202,10 +204,12 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
         return Err(ConnectError::TooOld { address: address.clone(), version });
     }
     let enable: Vec<String> = capabilities.into_iter().filter(|capability| capability == "oob").collect();
+    let process = pid.and_then(Process::of).filter(Process::is_qemu);
     let facts = Facts {
         version,
         out_of_band: !enable.is_empty(),
-        process: pid.and_then(Process::of).filter(Process::is_qemu),
+        own_file_system: has_own_file_system(process.clone()).await,
+        process,
         schema: Arc::default(),
         known: Arc::default(),
     };
@@ -216,6 +220,13 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
     // Teaches the connection which names are drive ids, before anything can be sent that names one.
     client.execute(&QueryBlock {}).await.map_err(not_serving)?;
     Ok(client.with_schema(super::Schema::from(schema).shared()))
+}
+
+/// False where the process is not seen: then nothing is read of it anyway. A file system that hangs holds its reader.
+async fn has_own_file_system(process: Option<Process>) -> bool {
+    let Some(process) = process else { return false };
+    let looked = tokio::task::spawn_blocking(move || process.has_own_file_system());
+    !matches!(tokio::time::timeout(ROOT_DEADLINE, looked).await, Ok(Ok(false)))
 }
 
 fn not_connected(address: &Address, source: io::Error) -> ConnectError {

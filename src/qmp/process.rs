@@ -61,6 +61,20 @@ impl Process {
         is_qemus_name(short.trim_end()) || self.program().is_some_and(|program| is_qemus_name(&program))
     }
 
+    /// Whether its paths are other files than this process's: it runs in a container. True also where that cannot be seen,
+    /// so that nothing is opened by a path of another file system.
+    ///
+    /// By the root directory, not by the mount namespace: libvirt gives its machines one of their own with the same files.
+    pub fn has_own_file_system(&self) -> bool {
+        let root = |pid: &str| {
+            let meta = fs::metadata(format!("/proc/{pid}/root/.")).ok()?;
+            Some((meta.dev(), meta.ino()))
+        };
+        let own = root(&self.pid.to_string());
+        // An agent in a pod is not on the host's root either, but is given the host's folders at their own paths.
+        own.is_none() || ![root("self"), root("1")].contains(&own)
+    }
+
     /// The last part of the name that it was started under.
     fn program(&self) -> Option<String> {
         let mut start = Vec::new();
@@ -173,7 +187,7 @@ mod tests {
     #[test]
     fn this_process_lives_and_another_start_time_does_not() {
         let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(me.is_alive());
+        assert!(me.is_alive() && !me.has_own_file_system());
         assert!(!Process { start_ticks: me.start_ticks + 1, ..me.clone() }.is_alive());
         assert!(!Process { boot_id: "another".to_owned(), ..me }.is_alive());
     }

@@ -25,9 +25,15 @@ pub async fn inspect(client: &Client) -> Result<GuestFacts, EngineError> {
         power_state: PowerState::new(&status.status, status.running),
         disks: disks(&answers(client).await?),
         capabilities: capabilities(client),
-        quirks: if version.at_least(8, 2) { Vec::new() } else { vec!["FleecingUnsafe".to_owned()] },
+        quirks: quirks(client),
         version: version.clone(),
     })
+}
+
+fn quirks(client: &Client) -> Vec<String> {
+    let quirks =
+        [("FleecingUnsafe", !client.version().at_least(8, 2)), ("OwnFileSystem", client.has_own_file_system())];
+    quirks.into_iter().filter(|(_, holds)| *holds).map(|(word, _)| word.to_owned()).collect()
 }
 
 fn capabilities(client: &Client) -> Vec<String> {

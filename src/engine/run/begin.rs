@@ -83,6 +83,8 @@ impl Run<'_> {
         self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
         let now_ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
         let newest = newest(&scan, now_ms);
+        // In a container: its files are not this host's.
+        let readable = client.process().filter(|_| !client.has_own_file_system());
         let record = Record {
             format: Record::FORMAT,
             state: State::Intent,
@@ -96,8 +98,8 @@ impl Run<'_> {
             guest_was_well: guest.power_state != PowerState::IoError,
             disks,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
-            command_line: command_line(client.process()).await,
-            variables: variables(&guest.disks),
+            command_line: command_line(readable).await,
+            variables: variables(&guest.disks, readable.is_some()),
         };
         self.check()?;
         self.save(&record).await?;
@@ -303,12 +305,12 @@ async fn command_line(process: Option<&Process>) -> Option<Vec<String>> {
     Some(definition::without_secrets(&line))
 }
 
-/// The drives whose files hold the firmware's variables.
-fn variables(disks: &[DiskFacts]) -> Vec<RecordVariables> {
+/// The drives whose files hold the firmware's variables, with their files where those are this host's.
+fn variables(disks: &[DiskFacts], readable: bool) -> Vec<RecordVariables> {
     let firmware = disks.iter().filter(|disk| disk.ineligible == Some(Ineligible::FirmwareVariables));
     firmware
         .map(|disk| {
-            let plain = disk.driver == "raw" && disk.filters.is_empty() && !disk.file.starts_with("json:");
+            let plain = readable && disk.driver == "raw" && disk.filters.is_empty() && !disk.file.starts_with("json:");
             RecordVariables { disk: disk.name.clone(), file: plain.then(|| disk.file.clone().into()) }
         })
         .collect()
