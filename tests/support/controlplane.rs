@@ -1,8 +1,9 @@
 //! A real Kubernetes control plane for tests, `make demo` and `make sandbox`: etcd, kube-apiserver with RBAC, and
 //! kube-controller-manager with the garbage collector, namespaces and service accounts. No kubelet and no scheduler:
-//! the roles of Driftline are started as plain processes by whoever uses this.
+//! the roles of Driftline are started as plain processes by whoever uses this. `nodes.rs` starts it in its other shape,
+//! with a scheduler and every controller, for real nodes to join.
 //!
-//! It listens on free ports of 127.0.0.1, signs its own certificates, keeps everything in one temporary folder, and
+//! It listens on free ports of one address, signs its own certificates, keeps everything in one temporary folder, and
 //! ends with the process that started it, whatever ends that. One server serves a whole test binary (`shared`); each
 //! test has a namespace of its own in it.
 // Each binary that includes this uses its own part of it, and `pub` is for the one that includes it. What it
@@ -11,16 +12,21 @@
 
 #[path = "controlplane/certificates.rs"]
 mod certificates;
+#[path = "controlplane/parts.rs"]
+mod parts;
 #[path = "controlplane/process.rs"]
 pub mod process;
+#[path = "controlplane/shape.rs"]
+mod shape;
 #[path = "controlplane/tools.rs"]
 mod tools;
 
+pub use shape::Shape;
 pub use tools::Answer;
 
 use std::{
     fs,
-    net::TcpListener,
+    net::{SocketAddrV4, TcpListener},
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -40,7 +46,8 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 pub struct ControlPlane {
     folder: PathBuf,
     programs: PathBuf,
-    port: u16,
+    shape: Shape,
+    certificates: Certificates,
     etcd_port: u16,
     apiserver: Mutex<Process>,
     others: Vec<Process>,
@@ -54,32 +61,41 @@ impl ControlPlane {
         SHARED.get_or_init(|| ControlPlane::start(free_port()))
     }
 
-    /// Starts a control plane whose API server listens on `port`, and waits until it is ready.
+    /// Starts a control plane whose API server listens on `port` of 127.0.0.1, and waits until it is ready.
     ///
     /// Panics with the end of the server's log when it is not ready in time: no test can go on then.
     pub fn start(port: u16) -> ControlPlane {
-        let programs = programs();
+        ControlPlane::start_as(Shape::light(port))
+    }
+
+    /// The same in any shape.
+    pub fn start_as(shape: Shape) -> ControlPlane {
+        let programs = programs(shape);
         let folder = process::folder_that_ends_with_us("driftline-controlplane");
-        let pki = folder.join("pki");
-        let certificates = Certificates::write(&pki);
-        certificates.kubeconfig(&folder.join("admin.kubeconfig"), port, "admin");
-        certificates.kubeconfig(&folder.join("kcm.kubeconfig"), port, "kcm");
+        let certificates = Certificates::write(folder.join("pki"), shape);
+        certificates.client_kubeconfig(&folder.join("admin.kubeconfig"), "admin", Some("system:masters"));
 
         let etcd_port = free_port();
-        let etcd = start_etcd(&programs, &folder, etcd_port);
-        let apiserver = start_apiserver(&programs, &folder, port, etcd_port);
-        let plane = ControlPlane {
+        let etcd = parts::etcd(&programs, &folder, etcd_port);
+        let apiserver = parts::apiserver(&programs, &folder, shape, etcd_port);
+        let mut plane = ControlPlane {
             folder,
             programs,
-            port,
+            shape,
+            certificates,
             etcd_port,
             apiserver: Mutex::new(apiserver),
             others: vec![etcd],
             namespaces: AtomicU32::new(0),
         };
         plane.wait_until_ready();
-        let manager = plane.start_controller_manager();
-        ControlPlane { others: plane.others.into_iter().chain([manager]).collect(), ..plane }
+        let kubeconfig = plane.client_kubeconfig("system:kube-controller-manager", None);
+        plane.others.push(parts::controller_manager(&plane.programs, &plane.folder, shape, &kubeconfig));
+        if shape.nodes {
+            let kubeconfig = plane.client_kubeconfig("system:kube-scheduler", None);
+            plane.others.push(parts::scheduler(&plane.programs, &plane.folder, &kubeconfig));
+        }
+        plane
     }
 
     /// A new namespace whose name starts with `prefix`, with its `default` ServiceAccount.
@@ -103,8 +119,30 @@ impl ControlPlane {
     pub fn account_kubeconfig(&self, namespace: &str, account: &str) -> PathBuf {
         let token = self.kubectl(["create", "token", account, "-n", namespace, "--duration=1h"]).ok();
         let path = self.folder.join(format!("{namespace}.{account}.kubeconfig"));
-        certificates::kubeconfig_with_token(&path, &self.folder.join("pki"), self.port, token.trim());
+        self.certificates.token_kubeconfig(&path, token.trim());
         path
+    }
+
+    /// A kubeconfig with a client certificate of its own: for a part of the cluster, as which the API server knows it.
+    pub fn client_kubeconfig(&self, user: &str, group: Option<&str>) -> PathBuf {
+        let path = self.folder.join(format!("{}.kubeconfig", user.replace(':', ".")));
+        self.certificates.client_kubeconfig(&path, user, group);
+        path
+    }
+
+    /// The certificate of the authority that has signed all others.
+    pub fn authority(&self) -> PathBuf {
+        self.folder.join("pki/ca.crt")
+    }
+
+    /// Where the API server listens.
+    pub fn server(&self) -> SocketAddrV4 {
+        self.shape.server
+    }
+
+    /// What the pods' accounts have asked the API server for, one JSON object per line; of a plane with nodes alone.
+    pub fn audit_log(&self) -> PathBuf {
+        parts::audit_log(&self.folder)
     }
 
     /// A client with the rights of `kubeconfig`. It belongs to the runtime that it is made on.
@@ -121,7 +159,7 @@ impl ControlPlane {
 
     /// Starts the API server again on its port, with the same data, and waits until it is ready.
     pub fn restart_apiserver(&self) {
-        *self.apiserver() = start_apiserver(&self.programs, &self.folder, self.port, self.etcd_port);
+        *self.apiserver() = parts::apiserver(&self.programs, &self.folder, self.shape, self.etcd_port);
         self.wait_until_ready();
     }
 
@@ -148,61 +186,19 @@ impl ControlPlane {
         }
     }
 
-    fn start_controller_manager(&self) -> Process {
-        let pki = self.folder.join("pki");
-        let mut command = Command::new(self.programs.join("kube-controller-manager"));
-        command
-            .arg(format!("--kubeconfig={}", self.folder.join("kcm.kubeconfig").display()))
-            .arg(format!("--root-ca-file={}", pki.join("ca.crt").display()))
-            .arg(
-                "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller,\
-                 root-ca-certificate-publisher-controller",
-            )
-            // Each controller with the rights of its own account: the bootstrap roles give the manager itself few.
-            .arg("--use-service-account-credentials=true")
-            .args(["--leader-elect=false", "--secure-port=0", "--profiling=false"]);
-        Process::start("kube-controller-manager", command, &self.folder)
+    /// The end of what every part has logged, for a test's complaint.
+    pub fn logs(&self) -> String {
+        let apiserver = self.apiserver().log_tail();
+        let others = self.others.iter().map(|part| format!("--- {part:?}\n{}", part.log_tail()));
+        format!("--- kube-apiserver\n{apiserver}\n{}", others.collect::<Vec<_>>().join("\n"))
     }
 }
 
-fn start_etcd(programs: &Path, folder: &Path, port: u16) -> Process {
-    let url = format!("http://127.0.0.1:{port}");
-    let mut command = Command::new(programs.join("etcd"));
-    command
-        .arg(format!("--data-dir={}", folder.join("etcd").display()))
-        .arg(format!("--listen-client-urls={url}"))
-        .arg(format!("--advertise-client-urls={url}"))
-        .arg(format!("--listen-peer-urls=http://127.0.0.1:{}", free_port()))
-        // The data lives as long as the test: nothing is worth a sync.
-        .arg("--unsafe-no-fsync=true")
-        .arg("--log-level=warn");
-    Process::start("etcd", command, folder)
-}
-
-fn start_apiserver(programs: &Path, folder: &Path, port: u16, etcd_port: u16) -> Process {
-    let pki = folder.join("pki");
-    let file = |name: &str| pki.join(name).display().to_string();
-    let mut command = Command::new(programs.join("kube-apiserver"));
-    command
-        .arg(format!("--etcd-servers=http://127.0.0.1:{etcd_port}"))
-        .arg(format!("--cert-dir={}", folder.join("apiserver").display()))
-        .arg(format!("--tls-cert-file={}", file("server.crt")))
-        .arg(format!("--tls-private-key-file={}", file("server.key")))
-        .arg(format!("--client-ca-file={}", file("ca.crt")))
-        .arg(format!("--service-account-issuer=https://127.0.0.1:{port}/"))
-        .arg(format!("--service-account-key-file={}", file("accounts.pub")))
-        .arg(format!("--service-account-signing-key-file={}", file("accounts.key")))
-        .arg(format!("--secure-port={port}"))
-        .args(["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"])
-        .args(["--service-cluster-ip-range=10.0.0.0/24", "--allow-privileged=true", "--profiling=false"])
-        .arg("--authorization-mode=RBAC");
-    Process::start("kube-apiserver", command, folder)
-}
-
 /// The folder of the control plane's programs, built at the first use by `tests/controlplane/build`.
-fn programs() -> PathBuf {
+fn programs(shape: Shape) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/controlplane/build");
     let output = Command::new(&script)
+        .args(shape.nodes.then_some("nodes"))
         .stderr(std::process::Stdio::inherit())
         .output()
         .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));

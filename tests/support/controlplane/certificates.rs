@@ -1,72 +1,89 @@
-//! The certificates and kubeconfigs of a test's control plane: one authority, one server, two clients, and the key
-//! pair that signs ServiceAccount tokens. Written once at the start, into the control plane's own folder.
+//! The certificates and kubeconfigs of a test's control plane: one authority, one server, the clients, and the key
+//! pair that signs ServiceAccount tokens. All of them lie in the control plane's own folder; the authority stays with
+//! us, since a node that joins later needs a certificate too.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
     KeyUsagePurpose,
 };
 
-use super::write;
+use super::{Shape, write};
 
-/// The folder that holds them.
-pub(super) struct Certificates<'a> {
-    folder: &'a Path,
+/// The folder that holds them, and what signs more of them.
+pub(super) struct Certificates {
+    folder: PathBuf,
+    server: SocketAddrV4,
+    authority: CertifiedIssuer<'static, KeyPair>,
 }
 
-impl Certificates<'_> {
-    /// Makes all of them in `folder`.
-    pub(super) fn write(folder: &Path) -> Certificates<'_> {
-        fs::create_dir_all(folder).expect("The folder for certificates can be made");
-        let authority = authority();
-        write(&folder.join("ca.crt"), &authority.pem());
-
-        let server = CertificateParams::new(["127.0.0.1".to_owned(), "localhost".to_owned()]).expect("They are names");
-        leaf(folder, &authority, "server", server, ExtendedKeyUsagePurpose::ServerAuth);
-        for (name, common_name, group) in
-            [("admin", "admin", Some("system:masters")), ("kcm", "system:kube-controller-manager", None)]
-        {
-            let mut client = CertificateParams::default();
-            client.distinguished_name.push(DnType::CommonName, common_name);
-            if let Some(group) = group {
-                client.distinguished_name.push(DnType::OrganizationName, group);
-            }
-            leaf(folder, &authority, name, client, ExtendedKeyUsagePurpose::ClientAuth);
+impl Certificates {
+    /// Makes in `folder` what the API server needs.
+    pub(super) fn write(folder: PathBuf, shape: Shape) -> Certificates {
+        fs::create_dir_all(&folder).expect("The folder for certificates can be made");
+        let certificates = Certificates { folder, server: shape.server, authority: authority() };
+        write(&certificates.folder.join("ca.crt"), &certificates.authority.pem());
+        let server = CertificateParams::new(shape.names()).expect("They are names");
+        certificates.leaf("server", server, ExtendedKeyUsagePurpose::ServerAuth);
+        if shape.nodes {
+            certificates.client("kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters"));
         }
-
         let accounts = KeyPair::generate().expect("A key can be made");
-        write(&folder.join("accounts.key"), &accounts.serialize_pem());
-        write(&folder.join("accounts.pub"), &accounts.public_key_pem());
-        Certificates { folder }
+        write(&certificates.folder.join("accounts.key"), &accounts.serialize_pem());
+        write(&certificates.folder.join("accounts.pub"), &accounts.public_key_pem());
+        certificates
     }
 
-    /// Writes a kubeconfig for the client certificate `name`.
-    pub(super) fn kubeconfig(&self, path: &Path, port: u16, name: &str) {
+    /// Writes a kubeconfig with a new client certificate for `user`.
+    pub(super) fn client_kubeconfig(&self, path: &Path, user: &str, group: Option<&str>) {
+        let name = user.replace(':', ".");
+        self.client(&name, user, group);
         let file = |end: &str| self.folder.join(format!("{name}.{end}"));
-        let user = serde_json::json!({ "client-certificate": file("crt"), "client-key": file("key") });
-        write(path, &kubeconfig(self.folder, port, &user));
+        self.kubeconfig(path, &serde_json::json!({ "client-certificate": file("crt"), "client-key": file("key") }));
     }
-}
 
-/// Writes a kubeconfig for a bearer token.
-pub(super) fn kubeconfig_with_token(path: &Path, pki: &Path, port: u16, token: &str) {
-    write(path, &kubeconfig(pki, port, &serde_json::json!({ "token": token })));
-}
+    /// Writes a kubeconfig for a bearer token.
+    pub(super) fn token_kubeconfig(&self, path: &Path, token: &str) {
+        self.kubeconfig(path, &serde_json::json!({ "token": token }));
+    }
 
-/// A kubeconfig as JSON, which is YAML too: no path needs quoting by hand.
-fn kubeconfig(pki: &Path, port: u16, user: &serde_json::Value) -> String {
-    serde_json::json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "driftline",
-        "clusters": [{ "name": "driftline", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"), "certificate-authority": pki.join("ca.crt"),
-        }}],
-        "users": [{ "name": "driftline", "user": user }],
-        "contexts": [{ "name": "driftline", "context": { "cluster": "driftline", "user": "driftline" } }],
-    })
-    .to_string()
+    /// A kubeconfig as JSON, which is YAML too: no path needs quoting by hand.
+    fn kubeconfig(&self, path: &Path, user: &serde_json::Value) {
+        let text = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "driftline",
+            "clusters": [{ "name": "driftline", "cluster": {
+                "server": format!("https://{}", self.server), "certificate-authority": self.folder.join("ca.crt"),
+            }}],
+            "users": [{ "name": "driftline", "user": user }],
+            "contexts": [{ "name": "driftline", "context": { "cluster": "driftline", "user": "driftline" } }],
+        });
+        write(path, &text.to_string());
+    }
+
+    fn client(&self, name: &str, user: &str, group: Option<&str>) {
+        let mut client = CertificateParams::default();
+        client.distinguished_name.push(DnType::CommonName, user);
+        if let Some(group) = group {
+            client.distinguished_name.push(DnType::OrganizationName, group);
+        }
+        self.leaf(name, client, ExtendedKeyUsagePurpose::ClientAuth);
+    }
+
+    fn leaf(&self, name: &str, mut params: CertificateParams, purpose: ExtendedKeyUsagePurpose) {
+        params.extended_key_usages = vec![purpose];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().expect("A key can be made");
+        let certificate = params.signed_by(&key, &self.authority).expect("A leaf can be signed");
+        write(&self.folder.join(format!("{name}.crt")), &certificate.pem());
+        write(&self.folder.join(format!("{name}.key")), &key.serialize_pem());
+    }
 }
 
 fn authority() -> CertifiedIssuer<'static, KeyPair> {
@@ -76,19 +93,4 @@ fn authority() -> CertifiedIssuer<'static, KeyPair> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().expect("A key can be made");
     CertifiedIssuer::self_signed(params, key).expect("The authority can be signed")
-}
-
-fn leaf(
-    folder: &Path,
-    authority: &CertifiedIssuer<'static, KeyPair>,
-    name: &str,
-    mut params: CertificateParams,
-    purpose: ExtendedKeyUsagePurpose,
-) {
-    params.extended_key_usages = vec![purpose];
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    let key = KeyPair::generate().expect("A key can be made");
-    let certificate = params.signed_by(&key, authority).expect("A leaf can be signed");
-    write(&folder.join(format!("{name}.crt")), &certificate.pem());
-    write(&folder.join(format!("{name}.key")), &key.serialize_pem());
 }

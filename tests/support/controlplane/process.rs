@@ -4,6 +4,7 @@
 //! Built on `child.rs`; what it adds is a log, a process group of its own, and a name for complaints.
 
 use std::{
+    ffi::OsStr,
     fmt, fs,
     io::{self, Read, Seek, SeekFrom},
     os::unix::process::CommandExt,
@@ -97,8 +98,7 @@ impl fmt::Debug for Process {
     }
 }
 
-const SWEEP: &str = r#"cat
-for _ in 1 2 3 4 5; do
+const SWEEP: &str = r#"for _ in 1 2 3 4 5; do
     awk -v below="$1/" 'index($2, below) == 1 { print $2 }' /proc/self/mounts | xargs -r umount -l
     rm -rf "$1" && exit
     sleep 1
@@ -106,20 +106,25 @@ done"#;
 
 /// A new temporary folder that is removed when this process has ended, however it ends. `DRIFTLINE_KEEP=1` keeps it
 /// for a look at the logs.
-#[expect(clippy::zombie_processes, reason = "it waits for us, not we for it")]
 pub fn folder_that_ends_with_us(prefix: &str) -> PathBuf {
     let folder = tempfile::Builder::new().prefix(&format!("{prefix}-")).tempdir().expect("A folder can be made").keep();
     if std::env::var_os("DRIFTLINE_KEEP").is_some() {
         eprintln!("{} is kept", folder.display());
         return folder;
     }
-    // `cat` ends when the other end of its pipe is closed, which the kernel does for a killed process too. The others
-    // may still be writing while they die: so it tries a few times. What a test has mounted there goes first.
+    // The others may still be writing while they die: so it tries a few times. What a test has mounted there goes first.
+    when_we_end(SWEEP, [&folder]);
+    folder
+}
+
+/// Runs a shell script with `args` when this process has ended, however it ends.
+#[expect(clippy::zombie_processes, reason = "it waits for us, not we for it")]
+pub fn when_we_end<S: AsRef<OsStr>>(script: &str, args: impl IntoIterator<Item = S>) {
+    // `cat` ends when the other end of its pipe is closed, which the kernel does for a killed process too.
     let mut sweeper = Command::new("sh");
-    sweeper.arg("-c").arg(SWEEP).arg("sh").arg(&folder);
+    sweeper.arg("-c").arg(format!("cat\n{script}")).arg("sh").args(args);
     sweeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
     let mut sweeper = sweeper.spawn().expect("A shell can be started");
     static PIPES: Mutex<Vec<std::process::ChildStdin>> = Mutex::new(Vec::new());
     PIPES.lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(sweeper.stdin.take());
-    folder
 }
