@@ -4,6 +4,8 @@
 //! `tests/runner` puts it into a network namespace of its own: see `tests/in-netns`.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "../support/nodes.rs"]
+mod bench;
 #[path = "../support/controlplane.rs"]
 mod controlplane;
 #[path = "../support/guides.rs"]
@@ -23,6 +25,7 @@ mod kills;
 mod kinds;
 mod main_job;
 mod metrics;
+mod nodes;
 mod plane;
 mod targets;
 mod tenancy;

@@ -1,0 +1,162 @@
+//! A bench of real nodes: kubelet, containerd with runc, and kube-proxy, each set in network, mount and process
+//! namespaces of its own, joined to a control plane of their own. Pods are real, reach each other and the API server,
+//! and each node has its own /etc, /var, /srv, /opt and /run. The kernel, /dev, /tmp and /usr are the machine's.
+//!
+//! It needs root and the programs of `tests/install-tools nodes`, and runs inside of `tests/in-netns`. All of it ends
+//! with the process that started it. `DRIFTLINE_KEEP=1` keeps the logs.
+// `pub` is for the binary that includes this.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+#[path = "nodes/cgroups.rs"]
+mod cgroups;
+#[path = "nodes/daemons.rs"]
+mod daemons;
+#[path = "nodes/image.rs"]
+pub mod image;
+#[path = "nodes/needs.rs"]
+mod needs;
+#[path = "nodes/network.rs"]
+mod network;
+#[path = "nodes/node.rs"]
+mod node;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::SocketAddrV4,
+    panic,
+    path::{Path, PathBuf},
+    sync::{Arc, Condvar, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
+
+pub use node::Node;
+
+use crate::{
+    controlplane::{ControlPlane, Shape, free_port, process},
+    lab::child::wait_for,
+};
+
+/// A control plane with its nodes. Dropped, all of it is gone but the folder, which goes with the process.
+pub struct Nodes {
+    // In this order: nodes end before what they need.
+    nodes: BTreeMap<String, Node>,
+    started: u8,
+    bench: Arc<Bench>,
+}
+
+/// What the nodes of a bench share.
+struct Bench {
+    plane: ControlPlane,
+    cgroups: cgroups::Cgroups,
+    folder: PathBuf,
+    /// The archive of `image::PROBE`, which every node has.
+    image: PathBuf,
+    proxy_kubeconfig: PathBuf,
+    _bridge: network::Bridge,
+    _turn: Turn,
+}
+
+impl Nodes {
+    /// Starts a control plane and a worker for each name; returns when all are Ready and pods can be made.
+    ///
+    /// There is one bench at a time in a process: another test's waits here.
+    pub fn start(names: &[&str]) -> Nodes {
+        let folder = process::folder_that_ends_with_us("driftline-nodes");
+        needs::check(&folder);
+        let turn = Turn::wait();
+        let bridge = network::Bridge::start();
+        let name = folder.file_name().and_then(|name| name.to_str()).expect("The folder has a name").to_owned();
+        let cgroups = cgroups::Cgroups::named(name);
+        let image = image::probe(&folder);
+        let server = SocketAddrV4::new(network::GATEWAY, free_port());
+        let plane = ControlPlane::start_as(Shape::for_nodes(server));
+        let proxy_kubeconfig = plane.client_kubeconfig("system:kube-proxy", None);
+        let bench = Arc::new(Bench { plane, cgroups, folder, image, proxy_kubeconfig, _bridge: bridge, _turn: turn });
+        let mut nodes = Nodes { nodes: BTreeMap::new(), started: 0, bench };
+        nodes.add_all(names);
+        // No pod can be made before its account is there.
+        let account = ["get", "serviceaccount", "default", "--namespace", "default"];
+        wait_for("the account `default`", Duration::from_secs(60), || {
+            nodes.plane().kubectl(account).succeeded().then_some(())
+        });
+        nodes
+    }
+
+    /// The control plane.
+    pub fn plane(&self) -> &ControlPlane {
+        &self.bench.plane
+    }
+
+    /// The node called `name`.
+    pub fn node(&self, name: &str) -> &Node {
+        self.nodes.get(name).unwrap_or_else(|| panic!("There is no node {name}"))
+    }
+
+    /// Starts one more node and waits until it is Ready.
+    pub fn add(&mut self, name: &str) -> &Node {
+        self.add_all(&[name]);
+        self.node(name)
+    }
+
+    /// Takes a node away for good: its processes, its disk and its object.
+    pub fn remove(&mut self, name: &str) {
+        drop(self.nodes.remove(name).unwrap_or_else(|| panic!("There is no node {name}")));
+        self.plane().kubectl(["delete", "node", name]).ok();
+        fs::remove_dir_all(self.bench.folder.join(name)).expect("A node's disk can be removed");
+    }
+
+    /// The end of everybody's log, for a test's complaint.
+    pub fn logs(&self) -> String {
+        let nodes = self.nodes.values().map(Node::logs).collect::<Vec<_>>();
+        format!("{}\n{}", self.plane().logs(), nodes.join("\n"))
+    }
+
+    /// The bench's folders among the machine's cgroups.
+    pub fn cgroups(&self) -> Vec<PathBuf> {
+        self.bench.cgroups.roots()
+    }
+
+    /// The bench's own folder: logs in `<node>/<daemon>.log`, a node's disk in `<node>/disk`.
+    pub fn folder(&self) -> &Path {
+        &self.bench.folder
+    }
+
+    fn add_all(&mut self, names: &[&str]) {
+        for name in names {
+            assert!(!self.nodes.contains_key(*name), "There is a node {name} already");
+            self.started = self.started.checked_add(1).filter(|n| *n < 254).expect("A bench has at most 253 nodes");
+            let place = network::Place(self.started);
+            self.nodes.insert((*name).to_owned(), Node::new(name, place, self.bench.clone()));
+        }
+        thread::scope(|scope| {
+            let starts: Vec<_> = names.iter().map(|name| scope.spawn(|| self.node(name).power_on())).collect();
+            for start in starts {
+                start.join().unwrap_or_else(|why| panic::resume_unwind(why));
+            }
+        });
+    }
+}
+
+/// The turn of one bench: the bridge and its addresses are there once in a process' network.
+struct Turn;
+
+static TAKEN: Mutex<bool> = Mutex::new(false);
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    fn wait() -> Turn {
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = GIVEN_BACK.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner);
+        *taken = true;
+        Turn
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        GIVEN_BACK.notify_one();
+    }
+}
