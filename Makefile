@@ -11,7 +11,7 @@
 #
 #   DRIFTLINE_CACHE     caches: the control plane's programs, the small guest, cargo's target folder
 #   CARGO_TARGET_DIR    where cargo builds; default: a folder of the cache, one per compiler
-#   KUBEBUILDER_ASSETS  a folder with etcd, kube-apiserver, kube-controller-manager, kubectl and helm to use instead
+#   KUBEBUILDER_ASSETS  a folder with the programs that tests/controlplane/build names, to use instead
 
 SHELL := /bin/sh
 .SHELLFLAGS := -eu -c
@@ -30,6 +30,8 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!;
 	trap 'tests/stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; \
 	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
 build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
+build_with_nodes = stage "tools" tests/install-tools nodes; \
+	stage "control plane and nodes (built once)" tests/controlplane/build nodes
 cargo_test = cargo test --locked --features fake
 # With real parts, most of a test is waiting for them.
 more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
@@ -53,7 +55,7 @@ sandbox:
 	stage "sandbox" $(cargo_test) --quiet --test sandbox -- sandbox
 
 test:
-	@$(begin); $(build)
+	@$(begin); $(build_with_nodes)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	$(linting)
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
@@ -75,7 +77,7 @@ lint:
 	$(linting)
 
 soak:
-	@$(begin); $(build)
+	@$(begin); $(build_with_nodes)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))

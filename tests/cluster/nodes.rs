@@ -6,7 +6,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -101,13 +101,15 @@ fn a_bench_whose_test_is_killed_leaves_nothing() {
     const TELL: &str = "DRIFTLINE_TEST_VICTIM";
     if let Some(report) = std::env::var_os(TELL) {
         let nodes = Nodes::start(&["victim"]);
-        let daemon = nodes.node("victim").enter("sleep").arg("600").spawn().unwrap();
+        let mut daemon = nodes.node("victim").enter("sh");
+        let mut daemon = daemon.args(["-c", "echo up; exec sleep 600"]).stdout(Stdio::piped()).spawn().unwrap();
+        daemon.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
         let mut left = nodes.cgroups();
         left.retain(|folder| folder.is_dir());
         left.extend([nodes.folder().to_owned(), Path::new("/proc").join(daemon.id().to_string())]);
         let left: Vec<_> = left.iter().map(|path| path.display().to_string()).collect();
         fs::write(&report, left.join("\n") + "\n").unwrap();
-        std::thread::park();
+        daemon.wait().unwrap();
     }
     let place = tempfile::tempdir().unwrap();
     let report = place.path().join("report");
@@ -251,6 +253,7 @@ impl Lap {
         Lap(Instant::now())
     }
 
+    #[expect(clippy::print_stdout, reason = "it is for the person who runs the test")]
     fn says(&mut self, what: &str) {
         println!("{:5.1} s: {what}", self.0.elapsed().as_secs_f64());
         self.0 = Instant::now();
