@@ -168,18 +168,18 @@ fn the_disk_is_the_nodes_own(nodes: &Nodes) {
 
 fn pods_outlive_their_daemons(nodes: &Nodes) {
     let node = nodes.node("node-a");
-    node.restart("containerd");
     node.signal("kubelet", Signal::STOP);
     node.signal("kubelet", Signal::CONT);
-    node.restart("kubelet");
-    node.restart("proxy");
+    for daemon in ["containerd", "kubelet", "proxy"] {
+        node.restart(daemon);
+    }
     // exec needs kubelet and containerd; the pod was started once.
     let pod = Pod::on("node-a", nodes);
     wait_for("kubelet and containerd run programs again", Duration::from_secs(30), || {
         pod.get(nodes, "http://127.0.0.1:8080/").succeeded().then_some(())
     });
-    let starts = fs::read_to_string(node.root().join(STARTS)).unwrap();
-    assert_eq!(starts, "start\n");
+    node.wait_until_ready();
+    assert_eq!(fs::read_to_string(node.root().join(STARTS)).unwrap(), "start\n");
 }
 
 fn rolled_out(nodes: &Nodes) {

@@ -28,15 +28,12 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 pub use node::Node;
 
-use crate::{
-    controlplane::{ControlPlane, Shape, free_port, process},
-    lab::child::wait_for,
-};
+use crate::controlplane::{ControlPlane, Shape, free_port, process};
 
 /// A control plane with its nodes. Dropped, all of it is gone but the folder, which goes with the process.
 pub struct Nodes {
@@ -76,11 +73,7 @@ impl Nodes {
         let bench = Arc::new(Bench { plane, cgroups, folder, image, proxy_kubeconfig, _bridge: bridge, _turn: turn });
         let mut nodes = Nodes { nodes: BTreeMap::new(), started: 0, bench };
         nodes.add_all(names);
-        // No pod can be made before its account is there.
-        let account = ["get", "serviceaccount", "default", "--namespace", "default"];
-        wait_for("the account `default`", Duration::from_secs(60), || {
-            nodes.plane().kubectl(account).succeeded().then_some(())
-        });
+        nodes.wait_for_accounts();
         nodes
     }
 
@@ -121,6 +114,16 @@ impl Nodes {
     /// The bench's own folder: logs in `<node>/<daemon>.log`, a node's disk in `<node>/disk`.
     pub fn folder(&self) -> &Path {
         &self.bench.folder
+    }
+
+    /// No pod can be made before its account is there.
+    fn wait_for_accounts(&self) {
+        let account = ["get", "serviceaccount", "default", "--namespace", "default"];
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.plane().kubectl(account).succeeded() {
+            assert!(Instant::now() < deadline, "There is no account `default`:\n{}", self.plane().logs());
+            thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn add_all(&mut self, names: &[&str]) {

@@ -86,7 +86,9 @@ impl Hierarchy {
     fn make(&self, parent: &Path, folder: &Path) -> io::Result<()> {
         if self.v2 {
             // What the parent does not hand down, its children do not have.
-            fs::write(parent.join("cgroup.subtree_control"), "+cpu +cpuset +io +memory +pids")?;
+            let controllers = fs::read_to_string(parent.join("cgroup.controllers"))?;
+            let all: Vec<_> = controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+            fs::write(parent.join("cgroup.subtree_control"), all.join(" "))?;
         }
         fs::create_dir_all(folder)?;
         // A new cpuset of v1 is empty, and takes no process before it is filled.

@@ -22,6 +22,7 @@ use crate::controlplane::ControlPlane;
 const CONFIGURATION: &str = "/run/driftline-node";
 /// Where `ctr` looks too.
 const SOCKET: &str = "/run/containerd/containerd.sock";
+const KUBELET_HEALTH: u16 = 10248;
 const PROXY_HEALTH: u16 = 10256;
 
 /// What a daemon's configuration depends on.
@@ -84,6 +85,8 @@ impl Setting<'_> {
             "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
             // Many a machine that tests run on still has v1.
             "failCgroupV1": false,
+            "healthzBindAddress": self.place.address(),
+            "healthzPort": KUBELET_HEALTH,
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": self.cgroup_root,
             "enforceNodeAllocatable": ["pods"],
@@ -127,16 +130,18 @@ impl Setting<'_> {
     }
 }
 
-/// True when containerd takes connections.
-pub(super) fn containerd_answers(root: &Path) -> bool {
-    UnixStream::connect(root.join(SOCKET.trim_start_matches('/'))).is_ok()
+/// True when a daemon does its work: containerd takes connections, kubelet is healthy, kube-proxy has written its rules.
+pub(super) fn answers(daemon: &str, root: &Path, place: Place) -> bool {
+    match daemon {
+        "containerd" => UnixStream::connect(root.join(SOCKET.trim_start_matches('/'))).is_ok(),
+        "kubelet" => is_healthy(place, KUBELET_HEALTH),
+        _ => is_healthy(place, PROXY_HEALTH),
+    }
 }
 
-/// True when kube-proxy has written its rules.
-pub(super) fn proxy_is_healthy(place: Place) -> bool {
+fn is_healthy(place: Place, port: u16) -> bool {
     let exchange = || -> std::io::Result<String> {
-        let address = (place.address(), PROXY_HEALTH).into();
-        let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+        let mut stream = TcpStream::connect_timeout(&(place.address(), port).into(), Duration::from_secs(1))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         write!(stream, "GET /healthz HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n")?;
         let mut answer = String::new();

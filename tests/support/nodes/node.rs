@@ -79,6 +79,7 @@ impl Node {
         self.place.connect(running.init);
         self.setting(running, |setting| setting.write());
         self.start_daemon(running, "containerd");
+        self.wait_for_daemon(running, "containerd", deadline);
         if !self.folder.join("disk/images").exists() {
             load_image(running.init, &self.bench.image);
             fs::write(self.folder.join("disk/images"), "").expect("A node's folder can be written");
@@ -92,8 +93,7 @@ impl Node {
         self.wait_until_ready_by(deadline);
         let mut guard = self.running();
         let running = guard.as_mut().unwrap_or_else(|| self.is_off());
-        let proxy = running.daemon("proxy");
-        self.wait("kube-proxy writes its rules", proxy, deadline, || daemons::proxy_is_healthy(self.place));
+        self.wait_for_daemon(running, "proxy", deadline);
     }
 
     /// Ends the node at once, as a power cut does: every process and /run are gone, its disk stays.
@@ -117,19 +117,22 @@ impl Node {
 
     /// Sends a signal to `containerd`, `kubelet` or `proxy`.
     pub fn signal(&self, daemon: &str, signal: Signal) {
-        let mut guard = self.running();
-        let process = guard.as_mut().unwrap_or_else(|| self.is_off()).daemon(daemon);
-        let child = wait_for(&format!("{daemon} is started"), Duration::from_secs(5), || child_of(process.pid()));
-        rustix::process::kill_process(child, signal)
-            .unwrap_or_else(|error| panic!("{daemon} takes no signal: {error}"));
+        self.running().as_mut().unwrap_or_else(|| self.is_off()).signal(daemon, signal);
     }
 
-    /// Kills a daemon with SIGKILL, where it runs, and starts it again. Pods go on meanwhile.
+    /// Kills a daemon with SIGKILL, where it runs, and starts it again; returns when it is back at work. Pods go on
+    /// meanwhile.
     pub fn restart(&self, daemon: &str) {
         let mut guard = self.running();
         let running = guard.as_mut().unwrap_or_else(|| self.is_off());
-        running.daemon(daemon).kill();
+        if running.daemon(daemon).is_alive() {
+            running.signal(daemon, Signal::KILL);
+            // Not the nsenter: it ends when the daemon has, with all its ports and locks.
+            let process = running.daemon(daemon);
+            wait_for(&format!("the end of {daemon}"), Duration::from_secs(10), || (!process.is_alive()).then_some(()));
+        }
         self.start_daemon(running, daemon);
+        self.wait_for_daemon(running, daemon, Instant::now() + READY_WITHIN);
     }
 
     /// Gives the node an image, from an archive as `nodes::image::write` makes it.
@@ -169,11 +172,12 @@ impl Node {
         let mut command = enter(running.init, program);
         command.args(args);
         running.daemons.insert(daemon.to_owned(), Process::start(daemon, command, &self.folder));
-        if daemon == "containerd" {
-            let (root, deadline) = (root(running.init), Instant::now() + Duration::from_secs(30));
-            let answers = || daemons::containerd_answers(&root);
-            self.wait("containerd answers", running.daemon(daemon), deadline, answers);
-        }
+    }
+
+    fn wait_for_daemon(&self, running: &mut Running, daemon: &str, deadline: Instant) {
+        let root = root(running.init);
+        let answers = || daemons::answers(daemon, &root, self.place);
+        self.wait(&format!("{daemon} answers"), running.daemon(daemon), deadline, answers);
     }
 
     fn setting<T>(&self, running: &Running, use_it: impl FnOnce(Setting<'_>) -> T) -> T {
@@ -236,6 +240,17 @@ impl Running {
         self.daemons
             .get_mut(name)
             .unwrap_or_else(|| panic!("A node has no daemon {name:?}: containerd, kubelet, proxy"))
+    }
+
+    /// Sends a signal to the daemon itself, which is the child of an nsenter.
+    fn signal(&mut self, name: &str, signal: Signal) {
+        let parent = self.daemon(name).pid();
+        let child = wait_for(&format!("{name} is started"), Duration::from_secs(5), || child_of(parent));
+        rustix::process::kill_process(child, signal).unwrap_or_else(|error| panic!("{name} takes no signal: {error}"));
+        // nsenter stops itself with its child, and would then not see its end.
+        if matches!(signal, Signal::CONT | Signal::KILL) {
+            self.daemon(name).signal(Signal::CONT);
+        }
     }
 }
 
