@@ -78,6 +78,8 @@ pub(super) fn controller_manager(programs: &Path, folder: &Path, shape: Shape, k
         command
             // kubelets of the bench renew their lease every 2 s: a node is missed soon, and not for a slow moment.
             .args(["--node-monitor-grace-period=12s", "--node-monitor-period=1s"])
+            // Each controller first asks for its account and token: at the default rate that alone takes 4 s.
+            .args(["--kube-api-qps=500", "--kube-api-burst=1000"])
             // Its default lies in /usr, and it would be made there.
             .arg(format!("--flex-volume-plugin-dir={}", folder.join("volume-plugins").display()));
     } else {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{controlplane::process::Process, lab::child::wait_for};
 
-/// How long a node may take from power on to Ready; 5 s on an idle machine of two cores.
+/// How long a node may take from power on to Ready; 2 s on an idle machine of two cores.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// A node of the bench. Dropped, it is gone.
