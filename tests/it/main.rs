@@ -10,6 +10,7 @@ mod examples;
 mod generated;
 #[path = "../support/guides.rs"]
 mod guides;
+mod image;
 mod reasons;
 mod repo;
 mod scripts;
