@@ -7,21 +7,25 @@
 #   make bench     the numbers: ratios, latencies, memory
 #   make crds      writes crds/ and docs/reference/ anew from the types in src/api
 #   make lint      format, clippy, licences, one TLS provider, shell scripts
+#   make image     the image with the release binary, as an archive for `ctr -n k8s.io images import`, and its size
 #   make soak      the tests that kill things, again and again for SOAK_MINUTES (30)
 #
-#   DRIFTLINE_CACHE     caches: the control plane's programs, the small guest, cargo's target folder
+#   DRIFTLINE_CACHE     caches: the control plane's programs, the small guest, images, cargo's target folder
 #   CARGO_TARGET_DIR    where cargo builds; default: a folder of the cache, one per compiler
 #   KUBEBUILDER_ASSETS  a folder with the programs that tests/controlplane/build names, to use instead
+#   IMAGE               what `make image` calls the image; default: what the chart does
+#   DRIFTLINE_DEBIAN_MIRROR  where the image's packages come from; default: where this machine's apt has them from
 
 SHELL := /bin/sh
 .SHELLFLAGS := -eu -c
 .ONESHELL:
-.PHONY: help demo sandbox test bench crds lint soak
+.PHONY: help demo sandbox test bench crds lint image soak
 MAKEFLAGS += --no-print-directory
 
 export PATH := $(PATH):/usr/sbin:/sbin
 export DRIFTLINE_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/driftline
 export CARGO_TARGET_DIR ?= $(DRIFTLINE_CACHE)/target-$(shell rustc -vV 2>/dev/null | sha256sum | cut -c1-8)
+IMAGE ?= $(shell sed -n 's/^  repository: //p' charts/driftline/values.yaml):$(shell sed -n 's/^appVersion: //p' charts/driftline/Chart.yaml)
 export DRIFTLINE_STAGES := $(DRIFTLINE_CACHE)/stages-$(shell echo $$PPID)
 
 # The first lines of each recipe: costs are summed up however the target ends.
@@ -29,9 +33,9 @@ export DRIFTLINE_STAGES := $(DRIFTLINE_CACHE)/stages-$(shell echo $$PPID)
 begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!; wait "$$current"; }; stage --begin; \
 	trap 'tests/stage --summary; rm -f "$$DRIFTLINE_STAGES"' EXIT; \
 	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
-build = stage "tools" tests/install-tools; stage "control plane (built once)" tests/controlplane/build
-build_with_nodes = stage "tools" tests/install-tools nodes; \
-	stage "control plane and nodes (built once)" tests/controlplane/build nodes
+# Images are built by root alone; the tests of whoever is not do without.
+base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/image/build --base
+build = stage "tools" tests/install-tools; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
 # With real parts, most of a test is waiting for them.
 more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
@@ -55,7 +59,7 @@ sandbox:
 	stage "sandbox" $(cargo_test) --quiet --test sandbox -- sandbox
 
 test:
-	@$(begin); $(build_with_nodes)
+	@$(begin); $(build)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	$(linting)
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
@@ -76,8 +80,15 @@ lint:
 	@$(begin)
 	$(linting)
 
+image:
+	@$(begin)
+	stage "tools" tests/install-tools
+	stage "base of the image (built once)" tests/image/build --base
+	stage "build Driftline" cargo build --locked --release --bin driftline
+	stage "image" tests/image/build "$$CARGO_TARGET_DIR/release/driftline" "$(IMAGE)"
+
 soak:
-	@$(begin); $(build_with_nodes)
+	@$(begin); $(build)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))

@@ -70,7 +70,7 @@ impl ControlPlane {
 
     /// The same in any shape.
     pub fn start_as(shape: Shape) -> ControlPlane {
-        let programs = programs(shape);
+        let programs = programs();
         let folder = process::folder_that_ends_with_us("driftline-controlplane");
         let certificates = Certificates::write(folder.join("pki"), shape);
         certificates.client_kubeconfig(&folder.join("admin.kubeconfig"), "admin", Some("system:masters"));
@@ -195,10 +195,9 @@ impl ControlPlane {
 }
 
 /// The folder of the control plane's programs, built at the first use by `tests/controlplane/build`.
-fn programs(shape: Shape) -> PathBuf {
+fn programs() -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/controlplane/build");
     let output = Command::new(&script)
-        .args(shape.nodes.then_some("nodes"))
         .stderr(std::process::Stdio::inherit())
         .output()
         .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));

@@ -2,7 +2,7 @@
 //! namespaces of its own, joined to a control plane of their own. Pods are real, reach each other and the API server,
 //! and each node has its own /etc, /var, /srv, /opt and /run. The kernel, /dev, /tmp and /usr are the machine's.
 //!
-//! It needs root and the programs of `tests/install-tools nodes`, and runs inside of `tests/in-netns`. All of it ends
+//! It needs root and the programs of `tests/install-tools`, and runs inside of `tests/in-netns`. All of it ends
 //! with the process that started it. `DRIFTLINE_KEEP=1` keeps the logs.
 // `pub` is for the binary that includes this.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]

@@ -30,12 +30,12 @@ pub(super) fn check(folder: &Path) {
     }
     for (program, package) in PROGRAMS {
         if !env::split_paths(&path()).any(|folder| folder.join(program).is_file()) {
-            missing.push(format!("there is no {program}: tests/install-tools nodes, or install the package {package}"));
+            missing.push(format!("there is no {program}: tests/install-tools, or install the package {package}"));
         }
     }
     if !Path::new(PLUGINS).join("ptp").exists() {
         let package = "containernetworking-plugins";
-        missing.push(format!("there is no {PLUGINS}/ptp: tests/install-tools nodes, or install the package {package}"));
+        missing.push(format!("there is no {PLUGINS}/ptp: tests/install-tools, or install the package {package}"));
     }
     if let Some(covered) = COVERED.iter().find(|covered| folder.starts_with(covered)) {
         missing.push(format!("{} lies in {covered}, which each node covers: set TMPDIR to /tmp", folder.display()));
