@@ -18,6 +18,8 @@ mod idle;
 mod installation;
 #[path = "../../tests/support/lab.rs"]
 mod lab;
+#[path = "../../tests/support/objects.rs"]
+mod objects;
 
 use std::time::Duration;
 

@@ -14,6 +14,10 @@ mod guides;
 mod installation;
 #[path = "../support/lab.rs"]
 mod lab;
+#[path = "../support/objects.rs"]
+mod objects;
+#[path = "../support/release.rs"]
+mod release;
 
 mod certificates;
 mod chart;
@@ -27,5 +31,6 @@ mod main_job;
 mod metrics;
 mod nodes;
 mod plane;
+mod pods;
 mod targets;
 mod tenancy;

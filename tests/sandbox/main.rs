@@ -10,6 +10,8 @@ mod controlplane;
 mod installation;
 #[path = "../support/lab.rs"]
 mod lab;
+#[path = "../support/objects.rs"]
+mod objects;
 
 mod demo;
 mod doorway;

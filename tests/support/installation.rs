@@ -31,7 +31,10 @@ use serde_json::{Value, json};
 
 use crate::controlplane::{ControlPlane, free_port, process, process::Process};
 
-pub use tenant::{API_VERSION, Tenant};
+pub use tenant::Tenant;
+
+pub use crate::objects::API_VERSION;
+use crate::objects::Objects;
 
 /// The namespace that the chart is installed into.
 pub const NAMESPACE: &str = "driftline-system";
@@ -111,7 +114,8 @@ impl Installation {
 
     /// The same without its namespace, which the test makes as a person would.
     pub fn tenant_to_be(&'static self) -> Tenant {
-        Tenant { installation: self, namespace: tenant_name(self.tenants.fetch_add(1, Ordering::Relaxed)) }
+        let namespace = tenant_name(self.tenants.fetch_add(1, Ordering::Relaxed));
+        Tenant { installation: self, objects: Objects::new(self.plane, namespace, || self.logs()) }
     }
 
     /// The folder that stands for a node's own file system.

@@ -30,6 +30,8 @@ pub struct Plan {
     linux: bool,
     kvm: bool,
     arguments: Vec<String>,
+    launcher: Vec<String>,
+    parent: Option<PathBuf>,
 }
 
 impl Plan {
@@ -70,9 +72,21 @@ impl Plan {
         self
     }
 
+    /// QEMU is the child of another program, such as nsenter, and its folder is in `parent`, which both sides see by this
+    /// path.
+    pub fn launched_by(self, launcher: Vec<String>, parent: &Path) -> Plan {
+        Plan { launcher, parent: Some(parent.to_owned()), ..self }
+    }
+
     /// Starts QEMU; returns when its monitor answers.
     pub fn start(mut self) -> Machine {
-        let folder = tempfile::Builder::new().prefix("machine-").tempdir().expect("a temporary folder");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix("machine-");
+        let folder = match &self.parent {
+            Some(parent) => builder.tempdir_in(parent),
+            None => builder.tempdir(),
+        };
+        let folder = folder.expect("a temporary folder");
         for disk in &mut self.disks {
             if disk.file.as_os_str().is_empty() {
                 disk.file = folder.path().join(format!("{}.{}", disk.name, disk.format.word()));
@@ -93,6 +107,14 @@ pub struct Machine {
     console: Option<Console>,
     plan: Plan,
     folder: tempfile::TempDir,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if !self.plan.launcher.is_empty() {
+            self.kill();
+        }
+    }
 }
 
 impl Machine {
@@ -187,7 +209,20 @@ impl Machine {
 
     /// `kill -9`.
     pub fn kill(&mut self) {
+        if let Some(qemu) = self.launched() {
+            // Its parent ends with it.
+            let _ = rustix::process::kill_process(qemu, rustix::process::Signal::KILL);
+            self.child.wait(Duration::from_secs(20));
+        }
         self.child.kill();
+    }
+
+    /// QEMU, where it is the child of another program.
+    fn launched(&self) -> Option<rustix::process::Pid> {
+        let parent = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).ok()?;
+        let child = children.split_whitespace().next().filter(|_| !self.plan.launcher.is_empty())?;
+        rustix::process::Pid::from_raw(child.parse().ok()?)
     }
 
     /// SIGSTOP or SIGCONT and the like.
@@ -201,9 +236,16 @@ impl Machine {
         self.child.wait(Duration::from_secs(20));
     }
 
+    /// Starts it again as the child of another program: on another node.
+    pub fn start_again_by(&mut self, launcher: Vec<String>) {
+        self.kill();
+        self.plan.launcher = launcher;
+        self.start_again();
+    }
+
     /// Starts it again with the same disks and sockets, after its end.
     pub fn start_again(&mut self) {
-        self.child.kill();
+        self.kill();
         let (child, monitor, console) = launch(&self.plan, self.folder.path());
         (self.child, self.console) = (child, console);
         *self.monitor.lock().expect("no test thread panicked here") = monitor;
@@ -217,8 +259,9 @@ fn launch(plan: &Plan, folder: &Path) -> (Guarded, Monitor, Option<Console>) {
     let output = |name: &str| Stdio::from(File::create(folder.join(name)).expect("the machine's folder takes files"));
     let socket = |name: &str| format!("unix:{},server=on,wait=off", folder.join(name).display());
     // stdbuf: what the human monitor's qemu-io prints is to be seen at once.
-    let mut child = Guarded::start("stdbuf", |command| {
-        command.args(["-oL", "qemu-system-x86_64", "-machine", "q35", "-display", "none", "-nodefaults"]);
+    let mut words = plan.launcher.iter().map(String::as_str).chain(["stdbuf"]);
+    let mut child = Guarded::start(words.next().expect("there is one"), |command| {
+        command.args(words).args(["-oL", "qemu-system-x86_64", "-machine", "q35", "-display", "none", "-nodefaults"]);
         command.args(["-qmp", &socket("qmp"), "-qmp", &socket("test")]);
         if plan.kvm {
             command.args(["-accel", "kvm"]);

@@ -62,6 +62,15 @@ impl Node {
         enter(self.running().as_ref().unwrap_or_else(|| self.is_off()).init, program)
     }
 
+    /// The words before a program that is to be a process of the node.
+    pub fn launcher(&self) -> Vec<String> {
+        let command = self.enter("");
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let mut words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        words.pop();
+        words
+    }
+
     /// The node's file system, as a path of the test's. It is another one after each power cut.
     pub fn root(&self) -> PathBuf {
         root(self.running().as_ref().unwrap_or_else(|| self.is_off()).init)

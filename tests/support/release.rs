@@ -1,0 +1,279 @@
+//! Driftline on real nodes, as a person has it: the image, `helm install`, pods. One cluster serves the whole binary; its
+//! tests drain nodes and stop daemons, so one test has it at a time, and leaves it whole.
+// Each binary that includes this uses its own part of it.
+#![allow(dead_code, unreachable_pub)]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::json;
+
+use crate::{
+    bench::Nodes,
+    controlplane::{Answer, ControlPlane},
+    lab::{child::wait_for, machine::Plan},
+    objects::Objects,
+};
+
+/// The namespace of the release.
+pub const NAMESPACE: &str = "driftline-system";
+/// The workers.
+pub const NODES: [&str; 2] = ["node-a", "node-b"];
+/// The image's repository; its tags are one program under several names, so that there is something to upgrade to.
+const IMAGE: &str = "driftline.test/driftline";
+/// The image's tags.
+pub const TAGS: [&str; 2] = ["1", "2"];
+/// Where the nodes have machines' sockets and disks.
+const MACHINES: &str = "/run/qemu";
+/// What host.toml of every node says.
+const HOST: &str = r#"repositoryRoots = ["/srv/backup"]
+[restoreRoots]
+"#;
+/// Namespaces that the hosts' files give a place for restores.
+const TEAMS: usize = 32;
+
+/// A release, installed or not.
+pub struct Release {
+    /// The cluster.
+    pub nodes: Nodes,
+    teams: AtomicUsize,
+    machines: BTreeMap<&'static str, PathBuf>,
+}
+
+impl Release {
+    /// The one cluster of this test binary, with the chart installed; another test waits until the guard is dropped.
+    pub fn take() -> (&'static Release, MutexGuard<'static, ()>) {
+        static SHARED: OnceLock<Release> = OnceLock::new();
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let release = SHARED.get_or_init(Release::prepare);
+        if !release.helm("status", &[]).succeeded() {
+            release.install(&[]).ok();
+        }
+        release.wait_until_ready();
+        (release, turn)
+    }
+
+    /// A cluster whose nodes have the image and the files that a person gives each host; nothing is installed yet.
+    pub fn prepare() -> Release {
+        let images = TAGS.map(image);
+        let nodes = Nodes::start(&NODES);
+        std::thread::scope(|scope| {
+            for node in NODES.map(|name| nodes.node(name)) {
+                let images = &images;
+                scope.spawn(move || images.iter().for_each(|image| node.load_image(image)));
+            }
+        });
+        let mut machines = BTreeMap::new();
+        for name in NODES {
+            make_host(&nodes.node(name).root());
+            let folder = nodes.folder().join("machines").join(name);
+            fs::create_dir_all(&folder).expect("A folder for machines can be made");
+            machines.insert(name, folder);
+        }
+        let release = Release { nodes, teams: AtomicUsize::new(0), machines };
+        NODES.iter().for_each(|node| release.mount_machines(node));
+        release
+    }
+
+    /// The control plane.
+    pub fn plane(&self) -> &ControlPlane {
+        self.nodes.plane()
+    }
+
+    /// `helm install`, which waits until all pods are ready.
+    pub fn install(&self, more: &[&str]) -> Answer {
+        let values = values(TAGS[0]);
+        let words: Vec<&str> = values.iter().map(String::as_str).chain(more.iter().copied()).collect();
+        let chart = chart();
+        let given = [chart.as_str(), "--create-namespace", "--wait", "--timeout=120s"];
+        self.helm("install", &given.into_iter().chain(words).collect::<Vec<_>>())
+    }
+
+    /// A helm command about the release: `install`, `upgrade`, `rollback`, `test`, `status`, `uninstall`.
+    pub fn helm(&self, verb: &str, more: &[&str]) -> Answer {
+        let words = [verb, "driftline"].into_iter().chain(more.iter().copied());
+        self.plane().helm(words.chain(["--namespace", NAMESPACE]))
+    }
+
+    /// Waits until every pod is ready, and every agent answers.
+    pub fn wait_until_ready(&self) {
+        for workload in ["deployment/driftline-controller", "daemonset/driftline-agent"] {
+            let answer = self.plane().kubectl(["rollout", "status", workload, "-n", NAMESPACE, "--timeout=120s"]);
+            assert!(answer.succeeded(), "{answer}\n{}", self.logs());
+        }
+        wait_for("every agent answers", Duration::from_secs(60), || {
+            let text = self.controller_metrics();
+            let answers =
+                |node: &str| text.contains(&format!("driftline_controller_agent_connected{{node=\"{node}\"}} 1"));
+            NODES.iter().all(|node| answers(node)).then_some(())
+        });
+    }
+
+    /// The controller's metrics, through the API server.
+    pub fn controller_metrics(&self) -> String {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/services/driftline-controller:admin/proxy/metrics");
+        self.plane().kubectl(["get", "--raw", &path]).stdout()
+    }
+
+    /// The name of the pod of a node's agent.
+    pub fn agent_pod(&self, node: &str) -> String {
+        let selector = format!("--field-selector=spec.nodeName={node}");
+        let path = "jsonpath={.items[0].metadata.name}";
+        let words = ["get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent", &selector, "-o", path];
+        self.plane().kubectl(words).stdout()
+    }
+
+    /// A new namespace for a test.
+    pub fn team(&'static self) -> Team {
+        let name = team_name(self.teams.fetch_add(1, Ordering::Relaxed));
+        self.plane().kubectl(["create", "namespace", &name]).ok();
+        Team { release: self, objects: Objects::new(self.plane(), name, || self.logs()) }
+    }
+
+    /// A machine that is to run on a node as a process of the host.
+    pub fn machine_on(&self, node: &str, plan: Plan) -> Plan {
+        plan.launched_by(self.nodes.node(node).launcher(), &self.machines[node])
+    }
+
+    /// What the node's own machines have at `/run/qemu`: after a power cut it has to be mounted anew, as by a unit of the
+    /// host. Agents that run already see it.
+    pub fn mount_machines(&self, node: &str) {
+        let folder = self.machines[node].display().to_string();
+        let script = "mkdir -p \"$2\" && mount --bind \"$1\" \"$2\"";
+        let status = self.nodes.node(node).enter("sh").args(["-c", script, "sh", &folder, MACHINES]).status();
+        assert!(status.is_ok_and(|status| status.success()), "{MACHINES} of {node} cannot be mounted");
+    }
+
+    /// The end of what all pods and nodes have logged, for a test's complaint.
+    pub fn logs(&self) -> String {
+        let pods = self.plane().kubectl(["get", "pods", "-A", "-o", "wide"]).stdout();
+        let events = self.plane().kubectl(["get", "events", "-n", NAMESPACE, "--sort-by=.lastTimestamp"]).stdout();
+        let log = |component: &str| {
+            let selector = format!("app.kubernetes.io/component={component}");
+            let words = ["logs", "-n", NAMESPACE, "-l", &selector, "--prefix", "--tail=40"];
+            self.plane().kubectl(words).stdout()
+        };
+        format!("{pods}{events}\n{}\n{}\n{}", log("controller"), log("agent"), self.nodes.logs())
+    }
+}
+
+/// A namespace of a test, with a place of its own on each node.
+pub struct Team {
+    /// What it is in.
+    pub release: &'static Release,
+    /// Its objects.
+    pub objects: Objects,
+}
+
+impl std::ops::Deref for Team {
+    type Target = Objects;
+    fn deref(&self) -> &Objects {
+        &self.objects
+    }
+}
+
+impl Team {
+    /// Writes the host's file for a guest, whose socket the node has at `qmp`.
+    pub fn declare_guest(&self, node: &str, name: &str, qmp: &Path) {
+        let namespace = &self.namespace;
+        let text = format!("name = \"{name}\"\nnamespace = \"{namespace}\"\nqmp = \"{}\"\n", qmp.display());
+        let file = self.file(node, name);
+        // Renamed when complete: the agent may look at any time.
+        let temporary = file.with_extension("new");
+        fs::write(&temporary, text)
+            .and_then(|()| fs::rename(&temporary, &file))
+            .expect("A guest's file can be written");
+    }
+
+    /// Takes the host's file of a guest away.
+    pub fn forget_guest(&self, node: &str, name: &str) {
+        fs::remove_file(self.file(node, name)).expect("A guest's file can be removed");
+    }
+
+    /// Declares a machine that runs on the node and waits until its Guest is ready.
+    pub fn guest(&self, node: &str, name: &str, machine: &crate::lab::machine::Machine) {
+        let folder = machine.folder().file_name().expect("A machine's folder has a name");
+        self.declare_guest(node, name, &Path::new(MACHINES).join(folder).join("qmp"));
+        self.wait_for(&format!("guests.driftline.dev/{name}"), "Ready", Duration::from_secs(60));
+    }
+
+    /// A BackupRepository in a new folder of the node, ready.
+    pub fn repository(&self, node: &str, name: &str) {
+        let path = Path::new("/srv/backup").join(&self.namespace).join(name);
+        fs::create_dir_all(self.seen(node, &path)).expect("A repository's folder can be made");
+        self.create("BackupRepository", name, json!({ "filesystem": { "path": path, "nodeName": node } })).ok();
+        self.wait_for(&format!("backuprepositories.driftline.dev/{name}"), "Ready", Duration::from_secs(60));
+    }
+
+    /// Restores disks of a point to raw files of a node; the files as the test sees them.
+    pub fn restore(&self, run: &str, point: &str, node: &str, disks: &[&str]) -> Vec<PathBuf> {
+        let place = Path::new("/var/lib/machines").join(&self.namespace);
+        let files: Vec<PathBuf> = disks.iter().map(|disk| place.join(format!("{run}-{disk}"))).collect();
+        let targets: Vec<_> = disks.iter().copied().zip(files.iter().map(PathBuf::as_path)).collect();
+        self.create("RestoreRun", run, self.restore_spec(point, node, &targets, "Raw")).ok();
+        files.iter().map(|file| self.seen(node, file)).collect()
+    }
+
+    /// A path of a node, as the test sees it.
+    pub fn seen(&self, node: &str, path: &Path) -> PathBuf {
+        let below = path.strip_prefix("/").expect("A path of a node is absolute");
+        self.release.nodes.node(node).root().join(below)
+    }
+
+    fn file(&self, node: &str, name: &str) -> PathBuf {
+        self.seen(node, &Path::new("/etc/driftline/guests.d").join(format!("{}.{name}.toml", self.namespace)))
+    }
+}
+
+fn team_name(index: usize) -> String {
+    assert!(index < TEAMS, "There are more teams than the hosts' files name: raise TEAMS");
+    format!("team-{index:02}")
+}
+
+/// What a person brings to each host.
+fn make_host(root: &Path) {
+    for folder in ["etc/driftline/guests.d", "srv/backup"] {
+        fs::create_dir_all(root.join(folder)).expect("A node's folder can be made");
+    }
+    let mut text = HOST.to_owned();
+    for team in (0..TEAMS).map(team_name) {
+        let place = Path::new("/var/lib/machines").join(&team);
+        text.push_str(&format!("{team} = [\"{}\"]\n", place.display()));
+        let below = place.strip_prefix("/").expect("It is absolute");
+        fs::create_dir_all(root.join(below)).expect("A node's folder can be made");
+    }
+    fs::write(root.join("etc/driftline/host.toml"), text).expect("A node's file can be written");
+}
+
+fn chart() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("charts/driftline").display().to_string()
+}
+
+/// The values that a person with an image of their own gives.
+pub fn values(tag: &str) -> [String; 4] {
+    [
+        format!("--set=image.repository={IMAGE}"),
+        format!("--set-string=image.tag={tag}"),
+        "--set=image.pullPolicy=Never".to_owned(),
+        "--set=agent.hostPaths.restores={/var/lib/machines}".to_owned(),
+    ]
+}
+
+/// The archive of the image under a tag.
+fn image(tag: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/image/build");
+    let output = Command::new(&script).arg(env!("CARGO_BIN_EXE_driftline")).arg(format!("{IMAGE}:{tag}")).output();
+    let output = output.unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
