@@ -1,4 +1,10 @@
-//! Driftline in pods on real nodes, installed by helm.
+//! Driftline in pods on real nodes, installed by helm. The tests share one cluster, one after the other.
+
+mod container;
+mod lost;
+mod moves;
+mod outlive;
+mod underway;
 
 use std::time::Duration;
 
@@ -26,7 +32,7 @@ fn two_guests_on_two_nodes_are_backed_up_at_the_same_time_and_restored_to_equali
     });
     let mut references = Vec::new();
     for (node, machine) in &machines {
-        team.guest(node, node, machine);
+        team.guest(node, node, &machine.qmp());
         team.repository(node, node);
         references.push(Reference::take(machine));
         let mut spec = team.backup_spec(node, node);

@@ -133,6 +133,19 @@ impl Machine {
         self.child.id()
     }
 
+    /// The process id that QEMU has where it was launched into.
+    pub fn pid_there(&self) -> u32 {
+        let Some(qemu) = self.launched() else { return self.pid() };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", qemu.as_raw_nonzero())).unwrap_or_default();
+        let own = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().next_back());
+        own.and_then(|own| own.parse().ok()).expect("QEMU runs")
+    }
+
+    /// The words that it was launched by.
+    pub fn launcher(&self) -> &[String] {
+        &self.plan.launcher
+    }
+
     /// The UUID that it was started with.
     pub fn uuid(&self) -> &str {
         self.plan.uuid.as_deref().expect("the test gave the machine a UUID")

@@ -74,6 +74,11 @@ impl Objects {
         self.plane.apply(&self.namespace, &object.to_string())
     }
 
+    /// `kubectl apply` of any object.
+    pub fn apply(&self, object: &Value) -> Answer {
+        self.plane.apply(&self.namespace, &object.to_string())
+    }
+
     /// `kubectl wait --for=condition=…`, with the logs when it does not come.
     #[track_caller]
     pub fn wait_for(&self, object: &str, condition: &str, within: Duration) {

@@ -27,7 +27,13 @@ pub struct Proxy {
 impl Proxy {
     /// Starts one for a running machine.
     pub fn start(machine: &Machine) -> Proxy {
-        let folder = tempfile::Builder::new().prefix("proxy-").tempdir().expect("a temporary folder");
+        let mut builder = tempfile::Builder::new();
+        let builder = builder.prefix("proxy-");
+        let folder = match machine.folder().parent().filter(|_| !machine.launcher().is_empty()) {
+            Some(beside) => builder.tempdir_in(beside),
+            None => builder.tempdir(),
+        };
+        let folder = folder.expect("a temporary folder");
         let (child, control) = launch(folder.path(), machine);
         Proxy { child, control: Mutex::new(control), folder }
     }
@@ -100,8 +106,10 @@ fn launch(folder: &Path, machine: &Machine) -> (Guarded, BufReader<UnixStream>) 
     for socket in [&listen, &control] {
         let _ = std::fs::remove_file(socket);
     }
-    let child = Guarded::start(program(), |command| {
-        command.arg(listen).arg(machine.qmp()).arg(&control).arg(machine.pid().to_string());
+    // Where the machine is: whoever is under test takes it for QEMU.
+    let mut words = machine.launcher().iter().map(String::as_str).chain([program()]);
+    let child = Guarded::start(words.next().expect("there is one"), |command| {
+        command.args(words).arg(listen).arg(machine.qmp()).arg(&control).arg(machine.pid_there().to_string());
     });
     let stream = wait_for("the proxy is ready", Duration::from_secs(20), || UnixStream::connect(&control).ok());
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket takes a timeout");

@@ -4,12 +4,11 @@
 #![allow(dead_code, unreachable_pub)]
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Mutex, MutexGuard, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -46,7 +45,7 @@ pub struct Release {
     /// The cluster.
     pub nodes: Nodes,
     teams: AtomicUsize,
-    machines: BTreeMap<&'static str, PathBuf>,
+    machines: PathBuf,
 }
 
 impl Release {
@@ -54,7 +53,8 @@ impl Release {
     pub fn take() -> (&'static Release, MutexGuard<'static, ()>) {
         static SHARED: OnceLock<Release> = OnceLock::new();
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn =
+            ONE_AT_A_TIME.lock().expect("A test before this one has failed, and left the cluster as it was then");
         let release = SHARED.get_or_init(Release::prepare);
         if !release.helm("status", &[]).succeeded() {
             release.install(&[]).ok();
@@ -73,13 +73,9 @@ impl Release {
                 scope.spawn(move || images.iter().for_each(|image| node.load_image(image)));
             }
         });
-        let mut machines = BTreeMap::new();
-        for name in NODES {
-            make_host(&nodes.node(name).root());
-            let folder = nodes.folder().join("machines").join(name);
-            fs::create_dir_all(&folder).expect("A folder for machines can be made");
-            machines.insert(name, folder);
-        }
+        NODES.iter().for_each(|name| make_host(&nodes.node(name).root()));
+        let machines = nodes.folder().join("machines");
+        fs::create_dir_all(&machines).expect("A folder for machines can be made");
         let release = Release { nodes, teams: AtomicUsize::new(0), machines };
         NODES.iter().for_each(|node| release.mount_machines(node));
         release
@@ -133,6 +129,13 @@ impl Release {
         self.plane().kubectl(words).stdout()
     }
 
+    /// The node that the controller runs on.
+    pub fn controllers_node(&self) -> String {
+        let path = "jsonpath={.items[0].spec.nodeName}";
+        let selector = "app.kubernetes.io/component=controller";
+        self.plane().kubectl(["get", "pods", "-n", NAMESPACE, "-l", selector, "-o", path]).ok()
+    }
+
     /// A new namespace for a test.
     pub fn team(&'static self) -> Team {
         let name = team_name(self.teams.fetch_add(1, Ordering::Relaxed));
@@ -142,16 +145,21 @@ impl Release {
 
     /// A machine that is to run on a node as a process of the host.
     pub fn machine_on(&self, node: &str, plan: Plan) -> Plan {
-        plan.launched_by(self.nodes.node(node).launcher(), &self.machines[node])
+        plan.launched_by(self.nodes.node(node).launcher(), &self.machines)
     }
 
-    /// What the node's own machines have at `/run/qemu`: after a power cut it has to be mounted anew, as by a unit of the
+    /// What machines have at `/run/qemu`, the same on all nodes, as a shared file system would be: after a power cut it has to be mounted anew, as by a unit of the
     /// host. Agents that run already see it.
     pub fn mount_machines(&self, node: &str) {
-        let folder = self.machines[node].display().to_string();
+        let folder = self.machines.display().to_string();
         let script = "mkdir -p \"$2\" && mount --bind \"$1\" \"$2\"";
         let status = self.nodes.node(node).enter("sh").args(["-c", script, "sh", &folder, MACHINES]).status();
         assert!(status.is_ok_and(|status| status.success()), "{MACHINES} of {node} cannot be mounted");
+    }
+
+    /// A machine's socket, as every node has it.
+    pub fn socket_on_node(&self, qmp: &Path) -> PathBuf {
+        Path::new(MACHINES).join(qmp.strip_prefix(&self.machines).expect("It is a machine of the release"))
     }
 
     /// The end of what all pods and nodes have logged, for a test's complaint.
@@ -200,10 +208,9 @@ impl Team {
         fs::remove_file(self.file(node, name)).expect("A guest's file can be removed");
     }
 
-    /// Declares a machine that runs on the node and waits until its Guest is ready.
-    pub fn guest(&self, node: &str, name: &str, machine: &crate::lab::machine::Machine) {
-        let folder = machine.folder().file_name().expect("A machine's folder has a name");
-        self.declare_guest(node, name, &Path::new(MACHINES).join(folder).join("qmp"));
+    /// Declares a machine that runs on the node, by its socket as the test sees it, and waits until its Guest is ready.
+    pub fn guest(&self, node: &str, name: &str, qmp: &Path) {
+        self.declare_guest(node, name, &self.release.socket_on_node(qmp));
         self.wait_for(&format!("guests.driftline.dev/{name}"), "Ready", Duration::from_secs(60));
     }
 
@@ -260,12 +267,13 @@ fn chart() -> String {
 }
 
 /// The values that a person with an image of their own gives.
-pub fn values(tag: &str) -> [String; 4] {
+pub fn values(tag: &str) -> [String; 5] {
     [
         format!("--set=image.repository={IMAGE}"),
         format!("--set-string=image.tag={tag}"),
         "--set=image.pullPolicy=Never".to_owned(),
         "--set=agent.hostPaths.restores={/var/lib/machines}".to_owned(),
+        "--set=agent.hostPaths.sockets={/run/qemu,/var/lib/kubelet/pods}".to_owned(),
     ]
 }
 

@@ -1,0 +1,42 @@
+//! A worker that loses its power in the middle of a run, and comes back after two minutes.
+
+use std::time::{Duration, Instant};
+
+use super::underway::{SOON, Underway};
+use crate::{
+    lab::reference::Reference,
+    release::{NODES, Release},
+};
+
+#[test]
+fn after_a_power_cut_the_run_has_failed_with_its_reason_and_the_guests_next_run_is_right() {
+    let (release, _turn) = Release::take();
+    // The controller is lost with it, and has to be started elsewhere.
+    let node = release.controllers_node();
+    let node = *NODES.iter().find(|name| **name == node).unwrap();
+    let mut run = Underway::at_half(release, node);
+    release.nodes.node(node).power_cut();
+    let cut = Instant::now();
+    // Once there is a controller again. An agent that is away is waited for: the run is not given up on.
+    let guest = run.team.wait_until("guests.driftline.dev/g", "missed", SOON, || {
+        run.team.condition("guests.driftline.dev/g", "Ready").filter(|ready| ready["status"] == "Unknown")
+    });
+    assert_eq!(guest["reason"], "AgentUnavailable", "{guest}");
+    std::thread::sleep(Duration::from_secs(120).saturating_sub(cut.elapsed()));
+    assert!(
+        run.team.condition("backuprun.driftline.dev/run", "Failed").is_none_or(|failed| failed["status"] != "True")
+    );
+    release.nodes.node(node).power_on();
+    release.mount_machines(node);
+    release.wait_until_ready();
+    // QEMU went with the node, and what it had copied with it.
+    let failed = run.team.end_of("backuprun.driftline.dev/run", SOON);
+    assert_eq!(failed["reason"], "GuestGone", "{failed}");
+    run.machine.start_again_by(release.nodes.node(node).launcher());
+    run.proxy.start_again(&run.machine);
+    run.team.wait_for("guests.driftline.dev/g", "Ready", SOON);
+    let reference = Reference::take(&run.machine);
+    run.team.back_up("again", "g", "local");
+    run.team.wait_for("backuprun.driftline.dev/again", "Complete", SOON);
+    run.restores_exactly("again", &reference);
+}
