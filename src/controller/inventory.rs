@@ -62,7 +62,7 @@ pub struct Inventory {
     nodes: Mutex<BTreeMap<String, NodeView>>,
     /// Why an agent could not be talked to at the last attempt.
     troubles: Mutex<BTreeMap<String, String>>,
-    /// The labels that were set on Guests since the start, by namespace and name.
+    /// The labels that were set since the start on Guests that are there, by namespace and name.
     labels: Mutex<BTreeMap<(String, String), Labels>>,
     /// Counts the Guest objects that were deleted although an agent has the guest.
     missing: watch::Sender<u64>,
@@ -120,8 +120,9 @@ impl Inventory {
         nodes.values().flat_map(|view| &view.guests).any(|g| g.namespace == namespace && g.uuid == uuid)
     }
 
-    /// Has the object of a guest made anew that somebody deleted, where an agent has the guest.
+    /// Forgets the labels of a guest whose object is gone, and has it made anew where an agent has the guest.
     pub fn deleted(&self, namespace: &str, name: &str) {
+        locked(&self.labels).remove(&(namespace.to_owned(), name.to_owned()));
         let has = |view: &NodeView| view.guests.iter().any(|g| g.namespace == namespace && g.name == name);
         if locked(&self.nodes).values().any(has) {
             self.missing.send_modify(|count| *count += 1);
@@ -143,7 +144,10 @@ impl Inventory {
     fn forget(&self, node: &str) -> BTreeSet<(String, String)> {
         locked(&self.troubles).remove(node);
         let gone = locked(&self.nodes).remove(node).unwrap_or_default();
-        gone.guests.iter().map(|g| (g.namespace.clone(), g.name.clone())).collect()
+        let names: BTreeSet<_> = gone.guests.into_iter().map(|g| (g.namespace, g.name)).collect();
+        // Where another node has one of them, its labels are set once more.
+        locked(&self.labels).retain(|name, _| !names.contains(name));
+        names
     }
 
     /// Sets what an agent says; answers with the names of all guests that it said before or says now.
@@ -376,5 +380,18 @@ mod tests {
         inventory.deleted("t", "g");
         assert!(missing.has_changed().unwrap());
         assert!(inventory.has("t", "u") && !inventory.has("other", "u"));
+    }
+
+    #[test]
+    fn the_labels_of_a_guest_are_kept_no_longer_than_its_object_or_its_node() {
+        let inventory = Inventory::default();
+        let guest = view(true, None).guests.remove(0);
+        inventory.set("n1", view(true, None));
+        let forget: [&dyn Fn(); 2] = [&|| inventory.deleted("t", "g"), &|| drop(inventory.forget("n1"))];
+        for forget in forget {
+            inventory.set_labels(&guest, Labels::new());
+            forget();
+            assert_eq!(inventory.labels(&guest), None);
+        }
     }
 }
