@@ -42,6 +42,7 @@ pub mod follow;
 pub mod guest;
 pub mod inventory;
 pub mod metrics;
+pub mod nodes;
 pub mod point;
 pub mod repository;
 pub mod restore;
@@ -122,7 +123,7 @@ async fn start(args: Args) -> Result<(), RunError> {
         metrics: metrics.clone(),
     };
     let enrolling = tokio::spawn(enrol::keep(enroller, end.clone()));
-    let (context, feeds) = Context::new(client, Arc::new(agents), clock::system(), metrics);
+    let (context, feeds) = Context::new(client, Arc::new(agents), clock::system(), metrics, args.forget_guests_after);
     let answering = tokio::spawn(tell_ready(context.clone(), ready, end.clone()));
     let inventory = tokio::spawn(inventory::keep(context.clone(), end.clone()));
     drive(context, feeds, end).await;

@@ -60,6 +60,8 @@ reasons! {
     ClaimedTwice "Host files on two nodes give the same name in the same namespace: remove one of them.";
     DuplicateUUID "Guests on two nodes have the same UUID: give one of them its own.";
     AgentUnavailable "The node's agent does not answer.";
+    NodeGone "The guest's node is no longer in the cluster, and no other node has the guest; the message says when the object is deleted.";
+    Forgotten "A Guest was deleted because its node had been gone for the time of controller.forgetGuestsAfter; its restore points stay.";
     NoAgent "No agent is connected that could use the repository.";
     HostFileRefused "A file on the host cannot be used; the message names it.";
     Initialising "The repository's id is chosen, its folder is about to be initialised.";

@@ -33,6 +33,10 @@ pub struct Args {
     /// left.
     #[arg(long, default_value = "30d", value_parser = api::duration::parse)]
     pub certificate_lifetime: Duration,
+    /// How long a Guest stays whose node is gone from the cluster and that no other node has, such as 1d. Then its object is
+    /// deleted; its restore points stay.
+    #[arg(long, default_value = "1d", value_parser = api::duration::parse)]
+    pub forget_guests_after: Duration,
     /// Where /healthz, /readyz and /metrics are served.
     #[arg(long, default_value = "[::]:8081", env = "DRIFTLINE_ADMIN_LISTEN")]
     pub admin_listen: SocketAddr,

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -19,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{
     agents::Directory, catalogue::Catalogue, follow::Followers, inventory::Inventory, metrics::ControllerMetrics,
-    repository::View,
+    nodes::Nodes, repository::View,
 };
 use crate::{
     api::{BackupRepository, BackupRun, Guest, RestorePoint, RestoreRun, words},
@@ -106,8 +107,12 @@ pub struct Context {
     pub clock: Clock,
     /// When the controller started: nothing is given up for what it could not know before.
     pub started: Timestamp,
+    /// How long the Guests of a node that is gone stay.
+    pub forget_guests_after: Duration,
     /// Numbers.
     pub metrics: ControllerMetrics,
+    /// Which nodes are in the cluster.
+    pub nodes: Nodes,
     /// What the agents see.
     pub inventory: Inventory,
     /// The points that repositories hold.
@@ -137,6 +142,7 @@ impl Context {
         agents: Arc<dyn Directory>,
         clock: Clock,
         metrics: ControllerMetrics,
+        forget_guests_after: Duration,
     ) -> (Arc<Context>, Feeds) {
         let reporter = Reporter { controller: words::REPORTER.to_owned(), instance: std::env::var("POD_NAME").ok() };
         let (guests, guest_feed) = Cache::new();
@@ -150,7 +156,9 @@ impl Context {
             agents,
             started: clock(),
             clock,
+            forget_guests_after,
             metrics,
+            nodes: Nodes::default(),
             inventory: Inventory::default(),
             catalogue: Catalogue::default(),
             views: Mutex::default(),

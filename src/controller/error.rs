@@ -49,6 +49,15 @@ pub enum Error {
         #[source]
         source: Box<kube::Error>,
     },
+    /// The API server did not say whether a node is there.
+    #[error("Looking up node {node} failed")]
+    LookUpNode {
+        /// The node.
+        node: String,
+        /// What the client says.
+        #[source]
+        source: Box<kube::Error>,
+    },
     /// An agent did not answer.
     #[error("An agent did not answer about {subject}")]
     Agent {
@@ -76,6 +85,7 @@ impl Error {
             Error::WriteObject { .. } => "WriteObjectFailed",
             Error::Finalizer { .. } => "FinalizerFailed",
             Error::Delete { .. } => "DeleteFailed",
+            Error::LookUpNode { .. } => "LookUpFailed",
             Error::Agent { .. } => "AgentUnavailable",
             Error::Foreign { .. } => "ForeignObject",
         }
@@ -88,6 +98,7 @@ impl Error {
             Error::WriteStatus { .. }
             | Error::Finalizer { .. }
             | Error::Delete { .. }
+            | Error::LookUpNode { .. }
             | Error::Agent { .. }
             | Error::Foreign { .. } => false,
         }
@@ -106,9 +117,11 @@ impl Error {
     pub fn retry(&self) -> Retry {
         match self {
             Error::Finalizer { source, .. } if is_code(source, 409) => Retry::Now,
-            Error::WriteStatus { .. } | Error::WriteObject { .. } | Error::Finalizer { .. } | Error::Delete { .. } => {
-                Retry::Backoff
-            }
+            Error::WriteStatus { .. }
+            | Error::WriteObject { .. }
+            | Error::Finalizer { .. }
+            | Error::Delete { .. }
+            | Error::LookUpNode { .. } => Retry::Backoff,
             Error::Agent { source, .. } => source.retry(),
             Error::Foreign { .. } => Retry::OnChange,
         }

@@ -274,7 +274,7 @@ fn in_front(context: &Context, run: &BackupRun) -> Option<(String, i32)> {
 }
 
 /// Whether the run is deleted and only somebody else's finalizer holds its object: nothing of it goes, or ever will.
-fn is_let_go(run: &BackupRun) -> bool {
+pub(super) fn is_let_go(run: &BackupRun) -> bool {
     let ours = run.finalizers().iter().any(|f| f == FINALIZER);
     run.metadata.deletion_timestamp.is_some() && (!ours || run.status.as_ref().is_none_or(|s| s.agent.is_none()))
 }

@@ -83,7 +83,7 @@ pub(super) fn full_name(meta: &ObjectMeta) -> String {
 }
 
 /// A call's answer, or that there was none in time.
-async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+pub(super) async fn answer<T>(call: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
     let late = || kube::Error::Service(format!("the API server did not answer within {} s", DEADLINE.as_secs()).into());
     tokio::time::timeout(DEADLINE, call).await.unwrap_or_else(|_| Err(late()))
 }
@@ -265,12 +265,25 @@ pub async fn apply<K: Kind>(context: &Context, object: &K) -> Result<(), Error> 
 /// # Errors
 /// When the API server refuses.
 pub async fn delete<K: Kind>(context: &Context, object: &K) -> Result<(), Error> {
-    let only = Preconditions { uid: object.uid(), resource_version: None };
+    delete_only(context, object, Preconditions { uid: object.uid(), resource_version: None }).await.map(drop)
+}
+
+/// Deletes exactly this object as it was read. Says whether it did: one that was changed meanwhile stays, and neither
+/// that nor one that is gone is an error.
+///
+/// # Errors
+/// When the API server refuses.
+pub async fn delete_unchanged<K: Kind>(context: &Context, object: &K) -> Result<bool, Error> {
+    let only = Preconditions { uid: object.uid(), resource_version: object.resource_version() };
+    delete_only(context, object, only).await
+}
+
+async fn delete_only<K: Kind>(context: &Context, object: &K, only: Preconditions) -> Result<bool, Error> {
     let params = DeleteParams { preconditions: Some(only), ..DeleteParams::background() };
     let namespace = object.namespace().unwrap_or_default();
     match answer(api::<K>(context, &namespace).delete(&object.name_any(), &params)).await {
-        Ok(_) => Ok(()),
-        Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if is_code(&error, 404) || is_code(&error, 409) => Ok(false),
         Err(source) => {
             let (kind, name) = (K::kind(&()).into_owned(), full_name(object.meta()));
             Err(Error::Delete { kind, name, source: Box::new(source) })

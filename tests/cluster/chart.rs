@@ -77,6 +77,7 @@ fn wrong_values_are_refused_with_their_names() {
         ("agent.tolerations=all", "/agent/tolerations"),
         ("certificates.lifetime=1y", "/certificates/lifetime"),
         ("certificates.authoritySecret=Mine", "/certificates/authoritySecret"),
+        ("controller.forgetGuestsAfter=never", "/controller/forgetGuestsAfter"),
         ("controller.replicas=3", "'replicas'"),
         ("controller.podDisruptionBudget=perhaps", "/controller/podDisruptionBudget"),
         ("image.repository=registry/driftline:1.0", "/image/repository"),
@@ -175,14 +176,21 @@ fn the_controllers_account_may_do_its_work_and_nothing_beside() {
         let answer = plane.kubectl(["auth", "can-i", verb, what, "-n", NAMESPACE, &account]);
         answer.stdout().trim() == "yes"
     };
-    for (verb, what) in [("patch", "backupruns.driftline.dev/status"), ("create", "guests.driftline.dev")] {
+    for (verb, what) in [
+        ("patch", "backupruns.driftline.dev/status"),
+        ("create", "guests.driftline.dev"),
+        ("delete", "guests.driftline.dev"),
+        ("get", "nodes"),
+    ] {
         assert!(may(verb, what), "it may not {verb} {what}");
     }
     for (verb, what) in [
         ("get", "secrets"),
         ("create", "pods"),
         ("create", "backupruns.driftline.dev"),
-        ("delete", "guests.driftline.dev"),
+        ("list", "nodes"),
+        ("patch", "nodes"),
+        ("delete", "nodes"),
         ("patch", "backuprepositories.driftline.dev"),
         ("patch", "leases.coordination.k8s.io"),
         ("delete", "backuprepositories.driftline.dev"),

@@ -4,6 +4,7 @@
 
 mod agent;
 mod fixtures;
+mod gone;
 mod lost;
 mod server;
 

@@ -1,12 +1,19 @@
 //! Whether a BackupRun can start now, and where (in): guest, disks and repository as they are known, each no with what
 //! to do about it.
 
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::plan::Blocker;
 use crate::{
     api::{BackupRepository, BackupRun, condition, repository::AccessMode, words::Reason},
-    controller::{context::Context, guest},
+    controller::{
+        context::Context,
+        guest::{
+            self,
+            plan::{Plan, World},
+        },
+    },
     rpc::v1,
 };
 
@@ -26,15 +33,15 @@ pub(super) fn check(context: &Context, run: &BackupRun) -> (Result<String, Block
         let id = r.status.as_ref()?.repository_id.clone()?;
         Some((r, id))
     });
-    let had = context.guests.get(&namespace, name).map(|g| g.status.map(|s| s.node).unwrap_or_default());
-    let world = guest::observe(context, &namespace, name, had.as_deref().unwrap_or_default());
+    let object = context.guests.get(&namespace, name);
+    let world = guest::observe(context, &namespace, name, object.as_ref());
     let uuid = world.claims.first().map(|(_, g)| g.uuid.clone()).unwrap_or_default();
-    let ready = check_guest(run, had.is_some(), &world)
+    let ready = check_guest(run, object.is_some(), &world, context.now())
         .and_then(|node| check_repository(context, run, found.as_ref(), &node).map(|()| node));
     (ready, Target { repository: usable, guest_uuid: uuid })
 }
 
-fn check_guest(run: &BackupRun, object: bool, world: &guest::World) -> Result<String, Blocker> {
+fn check_guest(run: &BackupRun, object: bool, world: &World, now: Timestamp) -> Result<String, Blocker> {
     let name = &run.spec.guest_ref.name;
     if !object && world.claims.is_empty() {
         return Err(Blocker::stays(
@@ -44,22 +51,24 @@ fn check_guest(run: &BackupRun, object: bool, world: &guest::World) -> Result<St
             ),
         ));
     }
-    let plan = guest::plan(world);
-    let (_, reason, message) = guest::words(&plan);
+    let plan = guest::plan::plan(world, now);
+    let (_, reason, message) = guest::plan::words(&plan);
     match &plan {
-        guest::Plan::Discovered => {}
-        guest::Plan::PoweredOff(_) => return Err(Blocker::problem(Reason::GuestPoweredOff, message)),
-        guest::Plan::NotDiscovered
-        | guest::Plan::Vanished
-        | guest::Plan::ClaimedTwice(_)
-        | guest::Plan::DuplicateUuid(_) => {
+        Plan::Discovered => {}
+        Plan::PoweredOff(_) => return Err(Blocker::problem(Reason::GuestPoweredOff, message)),
+        Plan::NotDiscovered
+        | Plan::Vanished
+        | Plan::NodeGone { .. }
+        | Plan::Forget { .. }
+        | Plan::ClaimedTwice(_)
+        | Plan::DuplicateUuid(_) => {
             return Err(Blocker {
                 reason,
                 ..Blocker::stays(Reason::GuestNotReady, format!("Guest {name}: {message}"))
             });
         }
-        guest::Plan::AgentUnavailable(_) => return Err(Blocker::away(Reason::AgentUnavailable, message)),
-        guest::Plan::Problem { .. } => {
+        Plan::AgentUnavailable(_) => return Err(Blocker::away(Reason::AgentUnavailable, message)),
+        Plan::Problem { .. } => {
             return Err(Blocker::problem(
                 Reason::GuestNotReady,
                 format!("Guest {name} is not ready ({reason}): {message}"),

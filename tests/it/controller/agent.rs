@@ -23,6 +23,7 @@ use super::fixtures::{GUEST_UUID, Ids, Log};
 
 struct State {
     log: Log,
+    nodes: Vec<&'static str>,
     reachable: bool,
     talks: watch::Sender<bool>,
     phase: v1::RunPhase,
@@ -79,6 +80,7 @@ impl FakeAgent {
         let guests = watch::Sender::new(v1::WatchGuestsResponse { guests: vec![guest()], problems: vec![] });
         FakeAgent(Arc::new(Mutex::new(State {
             log,
+            nodes: vec!["n1"],
             reachable: true,
             talks: watch::Sender::new(true),
             phase: v1::RunPhase::Copying,
@@ -105,6 +107,11 @@ impl FakeAgent {
     /// Whether the stream of guests is open; false ends it, too.
     pub(super) fn talks(&self, does: bool) {
         self.with(|s| s.talks.send_replace(does));
+    }
+
+    /// The nodes whose EndpointSlices name an agent; each is this one.
+    pub(super) fn runs_on(&self, nodes: &[&'static str]) {
+        self.with(|s| s.nodes = nodes.to_vec());
     }
 
     /// The phase in which a run is that was started.
@@ -241,11 +248,11 @@ impl State {
 
 impl Directory for FakeAgent {
     fn get(&self, node: &str) -> Option<Arc<dyn AgentCalls>> {
-        (node == "n1").then(|| Arc::new(self.clone()) as Arc<dyn AgentCalls>)
+        self.with(|s| s.nodes.contains(&node)).then(|| Arc::new(self.clone()) as Arc<dyn AgentCalls>)
     }
 
     fn nodes(&self) -> Vec<String> {
-        vec!["n1".to_owned()]
+        self.with(|s| s.nodes.iter().map(|&node| node.to_owned()).collect())
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use driftline::controller::{
+    agents::Directory,
     context::{Context, Feed, Feeds, Guarded},
     error::Error,
     inventory,
@@ -24,11 +25,13 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use super::agent::FakeAgent;
-use super::server::{GOING, HELD, Objects, put, remove, serve};
+use super::server::{GOING, HELD, Objects, SPEECHLESS, put, remove, serve};
 
 pub(super) const REPOSITORY_ID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 pub(super) const GUEST_UUID: &str = "11111111-2222-3333-4444-555555555555";
 const NAMESPACE: &str = "team-a";
+/// How long the controller keeps the Guests of a node that is gone.
+const FORGET_AFTER: Duration = Duration::from_secs(86_400);
 
 /// What both sides write down.
 pub(super) type Log = Arc<Mutex<Vec<String>>>;
@@ -120,7 +123,7 @@ impl Stage {
     async fn settle(&mut self) {
         until(self, async |stage| {
             stage.feed();
-            !stage.context.inventory.sessions().is_empty() && stage.exists("guests", "db-1")
+            stage.context.inventory.sessions().len() == stage.agent.nodes().len() && stage.exists("guests", "db-1")
         })
         .await;
         self.now.fetch_add(20, Ordering::SeqCst);
@@ -198,6 +201,25 @@ impl Stage {
     /// Somebody else writes into every status.
     pub(super) fn hold_fields(&self) {
         self.log.lock().unwrap().push(HELD.to_owned());
+    }
+
+    /// Gives the cluster a Node object, or takes it away.
+    pub(super) fn has_node(&self, name: &str, has: bool) {
+        let (mut objects, key) = (self.objects.lock().unwrap(), ("nodes".to_owned(), String::new(), name.to_owned()));
+        if has {
+            objects.insert(key, json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}));
+        } else {
+            objects.remove(&key);
+        }
+    }
+
+    /// Whether it is the API server that answers about nodes.
+    pub(super) fn tells_of_nodes(&self, does: bool) {
+        let mut log = self.log.lock().unwrap();
+        log.retain(|l| l != SPEECHLESS);
+        if !does {
+            log.push(SPEECHLESS.to_owned());
+        }
     }
 
     /// One reconcile of one object that may fail.
@@ -296,7 +318,7 @@ fn begin(
     let clock: driftline::clock::Clock =
         Arc::new(move || jiff::Timestamp::from_second(time.load(Ordering::SeqCst)).unwrap());
     let metrics = ControllerMetrics::register(&mut prometheus_client::registry::Registry::default());
-    let (context, feeds) = Context::new(client, Arc::new(agent.clone()), clock, metrics);
+    let (context, feeds) = Context::new(client, Arc::new(agent.clone()), clock, metrics, FORGET_AFTER);
     let end = CancellationToken::new();
     tokio::spawn(inventory::keep(context.clone(), end.clone()));
     (context, feeds, end)

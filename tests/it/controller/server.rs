@@ -21,6 +21,9 @@ pub(super) type Objects = Arc<Mutex<BTreeMap<(String, String, String), Value>>>;
 /// In the log: the namespace is being deleted, and takes no new objects.
 pub(super) const GOING: &str = "namespace going";
 
+/// In the log: what answers about nodes is not the server, but something in front of it that knows none of its paths.
+pub(super) const SPEECHLESS: &str = "nodes unknown";
+
 /// In the log: another field manager holds a field of every status.
 pub(super) const HELD: &str = "fields held";
 
@@ -92,12 +95,35 @@ fn respond(objects: &Objects, log: &Log, method: &Method, path: &str, body: &Val
         log.lock().unwrap().push(format!("event {}", body["reason"].as_str().unwrap_or_default()));
         return (StatusCode::CREATED, body.clone());
     }
+    if let ["api", "v1", "nodes", name] = parts.as_slice() {
+        log.lock().unwrap().push(format!("{method} nodes/{name}"));
+        if log.lock().unwrap().iter().any(|l| l == SPEECHLESS) {
+            return refusal(StatusCode::NOT_FOUND);
+        }
+        let node = objects.lock().unwrap().get(&("nodes".to_owned(), String::new(), (*name).to_owned())).cloned();
+        return node.map_or_else(
+            || {
+                let (code, mut answer) = refusal(StatusCode::NOT_FOUND);
+                answer["reason"] = json!("NotFound");
+                (code, answer)
+            },
+            |node| (StatusCode::OK, node),
+        );
+    }
     let key = (parts[5].to_owned(), parts[4].to_owned(), parts[6].to_owned());
     let note = |what: String| log.lock().unwrap().push(what);
     let there = objects.lock().unwrap().contains_key(&key);
     match (method, parts.get(7)) {
         (&Method::DELETE, None) => {
             note(format!("DELETE {}/{}", key.0, key.2));
+            if !there {
+                return refusal(StatusCode::NOT_FOUND);
+            }
+            let wanted = &body["preconditions"];
+            let meta = objects.lock().unwrap()[&key]["metadata"].clone();
+            if ["uid", "resourceVersion"].iter().any(|p| !wanted[p].is_null() && wanted[p] != meta[p]) {
+                return refusal(StatusCode::CONFLICT);
+            }
             remove(&mut objects.lock().unwrap(), &key, now);
             (StatusCode::OK, json!({"kind": "Status", "status": "Success"}))
         }
