@@ -76,7 +76,7 @@ fn pods_on_real_nodes_run_reach_each_other_and_come_back_after_a_power_cut() {
     }
     let before = Machine::now();
     let mut lap = Lap::start();
-    let mut nodes = Nodes::start(&["node-a", "node-b"]);
+    let nodes = Nodes::start(&["node-a", "node-b"]);
     lap.says("two nodes are Ready");
 
     nodes.plane().apply("default", &PODS.replace("IMAGE", PROBE)).ok();

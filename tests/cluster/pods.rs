@@ -1,9 +1,12 @@
 //! Driftline in pods on real nodes, installed by helm. The tests share one cluster, one after the other.
 
+mod certificates;
 mod container;
 mod lost;
 mod moves;
 mod outlive;
+mod reinstall;
+mod rights;
 mod underway;
 
 use std::time::Duration;

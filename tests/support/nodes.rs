@@ -26,7 +26,10 @@ use std::{
     net::SocketAddrV4,
     panic,
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -38,8 +41,8 @@ use crate::controlplane::{ControlPlane, Shape, free_port, process};
 /// A control plane with its nodes. Dropped, all of it is gone but the folder, which goes with the process.
 pub struct Nodes {
     // In this order: nodes end before what they need.
-    nodes: BTreeMap<String, Node>,
-    started: u8,
+    nodes: Mutex<BTreeMap<String, Arc<Node>>>,
+    started: AtomicU8,
     bench: Arc<Bench>,
 }
 
@@ -71,7 +74,7 @@ impl Nodes {
         let plane = ControlPlane::start_as(Shape::for_nodes(server));
         let proxy_kubeconfig = plane.client_kubeconfig("system:kube-proxy", None);
         let bench = Arc::new(Bench { plane, cgroups, folder, image, proxy_kubeconfig, _bridge: bridge, _turn: turn });
-        let mut nodes = Nodes { nodes: BTreeMap::new(), started: 0, bench };
+        let nodes = Nodes { nodes: Mutex::default(), started: AtomicU8::new(0), bench };
         nodes.add_all(names);
         nodes.wait_for_accounts();
         nodes
@@ -83,26 +86,28 @@ impl Nodes {
     }
 
     /// The node called `name`.
-    pub fn node(&self, name: &str) -> &Node {
-        self.nodes.get(name).unwrap_or_else(|| panic!("There is no node {name}"))
+    pub fn node(&self, name: &str) -> Arc<Node> {
+        self.all().get(name).cloned().unwrap_or_else(|| panic!("There is no node {name}"))
     }
 
     /// Starts one more node and waits until it is Ready.
-    pub fn add(&mut self, name: &str) -> &Node {
+    pub fn add(&self, name: &str) -> Arc<Node> {
         self.add_all(&[name]);
         self.node(name)
     }
 
     /// Takes a node away for good: its processes, its disk and its object.
-    pub fn remove(&mut self, name: &str) {
-        drop(self.nodes.remove(name).unwrap_or_else(|| panic!("There is no node {name}")));
+    pub fn remove(&self, name: &str) {
+        let node = self.all().remove(name).unwrap_or_else(|| panic!("There is no node {name}"));
+        node.power_cut();
         self.plane().kubectl(["delete", "node", name]).ok();
         fs::remove_dir_all(self.bench.folder.join(name)).expect("A node's disk can be removed");
     }
 
     /// The end of everybody's log, for a test's complaint.
     pub fn logs(&self) -> String {
-        let nodes = self.nodes.values().map(Node::logs).collect::<Vec<_>>();
+        let nodes: Vec<_> = self.all().values().cloned().collect();
+        let nodes = nodes.iter().map(|node| node.logs()).collect::<Vec<_>>();
         format!("{}\n{}", self.plane().logs(), nodes.join("\n"))
     }
 
@@ -126,12 +131,17 @@ impl Nodes {
         }
     }
 
-    fn add_all(&mut self, names: &[&str]) {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add_all(&self, names: &[&str]) {
         for name in names {
-            assert!(!self.nodes.contains_key(*name), "There is a node {name} already");
-            self.started = self.started.checked_add(1).filter(|n| *n < 254).expect("A bench has at most 253 nodes");
-            let place = network::Place(self.started);
-            self.nodes.insert((*name).to_owned(), Node::new(name, place, self.bench.clone()));
+            let started = self.started.fetch_add(1, Ordering::Relaxed) + 1;
+            assert!(started < 254, "A bench has at most 253 nodes");
+            let node = Arc::new(Node::new(name, network::Place(started), self.bench.clone()));
+            let before = self.all().insert((*name).to_owned(), node);
+            assert!(before.is_none(), "There is a node {name} already");
         }
         thread::scope(|scope| {
             let starts: Vec<_> = names.iter().map(|name| scope.spawn(|| self.node(name).power_on())).collect();

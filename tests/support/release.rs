@@ -63,22 +63,44 @@ impl Release {
         (release, turn)
     }
 
+    /// Every file below a folder of a node, with size and content.
+    pub fn listing(&self, node: &str, folder: &Path) -> String {
+        let script = "cd \"$1\" && find . -type f -print0 | sort -z | xargs -0 -r sha256sum";
+        let output = self.nodes.node(node).enter("sh").args(["-c", script, "sh"]).arg(folder).output();
+        let output = output.expect("A node runs programs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     /// A cluster whose nodes have the image and the files that a person gives each host; nothing is installed yet.
     pub fn prepare() -> Release {
         let images = TAGS.map(image);
         let nodes = Nodes::start(&NODES);
         std::thread::scope(|scope| {
-            for node in NODES.map(|name| nodes.node(name)) {
-                let images = &images;
-                scope.spawn(move || images.iter().for_each(|image| node.load_image(image)));
+            for node in NODES {
+                let (images, nodes) = (&images, &nodes);
+                scope.spawn(move || images.iter().for_each(|image| nodes.node(node).load_image(image)));
             }
         });
-        NODES.iter().for_each(|name| make_host(&nodes.node(name).root()));
         let machines = nodes.folder().join("machines");
         fs::create_dir_all(&machines).expect("A folder for machines can be made");
         let release = Release { nodes, teams: AtomicUsize::new(0), machines };
-        NODES.iter().for_each(|node| release.mount_machines(node));
+        NODES.iter().for_each(|node| release.make_host(node));
         release
+    }
+
+    /// One more worker, with all that the others have.
+    pub fn add_node(&self, name: &str) {
+        let images = TAGS.map(image);
+        let node = self.nodes.add(name);
+        images.iter().for_each(|image| node.load_image(image));
+        self.make_host(name);
+    }
+
+    /// What a person brings to each host.
+    fn make_host(&self, node: &str) {
+        make_host(&self.nodes.node(node).root());
+        self.mount_machines(node);
     }
 
     /// The control plane.
@@ -148,13 +170,17 @@ impl Release {
         plan.launched_by(self.nodes.node(node).launcher(), &self.machines)
     }
 
-    /// What machines have at `/run/qemu`, the same on all nodes, as a shared file system would be: after a power cut it has to be mounted anew, as by a unit of the
-    /// host. Agents that run already see it.
+    /// What machines have at `/run/qemu`, the same on all nodes, as a shared file system would be: after a power cut it has
+    /// to be mounted anew, as by a unit of the host. Agents that run already see it.
     pub fn mount_machines(&self, node: &str) {
-        let folder = self.machines.display().to_string();
+        self.mount(node, &self.machines, Path::new(MACHINES));
+    }
+
+    /// Mounts a folder of the test's on a node.
+    pub fn mount(&self, node: &str, folder: &Path, at: &Path) {
         let script = "mkdir -p \"$2\" && mount --bind \"$1\" \"$2\"";
-        let status = self.nodes.node(node).enter("sh").args(["-c", script, "sh", &folder, MACHINES]).status();
-        assert!(status.is_ok_and(|status| status.success()), "{MACHINES} of {node} cannot be mounted");
+        let status = self.nodes.node(node).enter("sh").args(["-c", script, "sh"]).arg(folder).arg(at).status();
+        assert!(status.is_ok_and(|status| status.success()), "{} of {node} cannot be mounted", at.display());
     }
 
     /// A machine's socket, as every node has it.
