@@ -97,6 +97,7 @@ fn pods_on_real_nodes_run_reach_each_other_and_come_back_after_a_power_cut() {
     nodes.plane().kubectl(["wait", "--for=condition=Ready=Unknown", "--timeout=60s", "node/node-b"]).ok();
     lap.says("a node without power is missed");
     node.power_on();
+    drop(node);
     lap.says("it is Ready again");
     wait_for("the pod's second start", Duration::from_secs(60), || (starts(&nodes) == 2).then_some(()));
     rolled_out(&nodes);
