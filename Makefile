@@ -1,8 +1,8 @@
 # Driftline: what a person runs. Each target says what it does, installs what it needs (tests/install-tools), and
 # prints what each stage cost. Works from any path, as often as you like. Caches live outside of the checkout.
 #
-#   make demo      a real API server, a running QEMU guest, a BackupRun, a RestoreRun, and the comparison of the bytes
-#   make sandbox   the same parts, left running for your own kubectl, until Ctrl-C
+#   make demo      two real nodes, helm install, a running QEMU guest, a BackupRun, a RestoreRun, every byte compared (root)
+#   make sandbox   the same nodes, release and guest, left running for your own kubectl, until Ctrl-C (root)
 #   make test      every test; what CI runs
 #   make bench     the numbers: ratios, latencies, memory
 #   make crds      writes crds/ and docs/reference/ anew from the types in src/api
@@ -35,6 +35,7 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!;
 	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
 # Images are built by root alone; the tests of whoever is not do without.
 base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/image/build --base
+nodes = [ "$$(id -u)" = 0 ] || { echo "make $@ starts real nodes, which needs the rights of root: run it as root" >&2; exit 1; }
 build = stage "tools" tests/install-tools; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
 # With real parts, most of a test is waiting for them.
@@ -49,12 +50,12 @@ help:
 	@sed -n '/^#   make/s/^#   //p' Makefile
 
 demo:
-	@$(begin); $(build)
+	@$(nodes); $(begin); $(build)
 	stage "build Driftline" $(cargo_test) --test sandbox --no-run
 	stage "demo" $(cargo_test) --quiet --test sandbox -- demo
 
 sandbox:
-	@$(begin); $(build)
+	@$(nodes); $(begin); $(build)
 	stage "build Driftline" $(cargo_test) --test sandbox --no-run
 	stage "sandbox" $(cargo_test) --quiet --test sandbox -- sandbox
 

@@ -1,118 +1,113 @@
-//! The main job, once, with every object and every phase in plain lines; ends with EQUAL, or fails.
+//! The main job, once, with every object and every phase in plain lines, on one screen; ends with EQUAL, or fails.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
-
-use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 use crate::{
-    Parts,
-    installation::{API_VERSION, NODES, Tenant},
     lab::{machine::Format, reference::Reference},
+    parts::{DISKS, NODE, Parts, indented, step},
+    release::{NODES, Team},
 };
 
 const WITHIN: Duration = Duration::from_secs(120);
 
-pub(crate) fn show(parts: Parts) {
-    let Parts { installation, tenant, machine, .. } = parts;
-    let node = NODES[0];
+pub(crate) fn show(parts: &Parts) {
+    let Parts { team, machine, .. } = parts;
+    let place = format!("/srv/backup/{}", team.namespace);
+    std::fs::create_dir_all(team.seen(NODE, place.as_ref())).expect("A node's folder can be made");
+    kubectl(team, &["get", "guests"]);
+    let spec = format!("filesystem: {{path: {place}, nodeName: {NODE}}}");
+    apply(team, "BackupRepository", "local", &[&spec]);
+    team.wait_for("backuprepositories.driftline.dev/local", "Ready", WITHIN);
 
-    println!("\nThe host's own file names the guest, and the agent finds it:");
-    let file = tenant.declare_guest(node, "db-1", &machine.qmp(), "");
-    print_file(&file);
-    tenant.wait_for("guests.driftline.dev/db-1", "Ready", WITHIN);
-    kubectl(&tenant, &["get", "guests.driftline.dev"]);
-
-    let folder = tenant.repository_folder(node, "local");
-    apply(&tenant, "BackupRepository", "local", json!({ "filesystem": { "path": folder, "nodeName": node } }));
-    tenant.wait_for("backuprepositories.driftline.dev/local", "Ready", WITHIN);
-    kubectl(&tenant, &["get", "backuprepositories.driftline.dev"]);
-
-    println!(
-        "\nThe guest's writer stands still while its disks are copied for the comparison. Then the run is applied:"
-    );
-    machine.console().stop();
-    let reference = Reference::take(&machine);
-    let mut spec = tenant.backup_spec("db-1", "local");
-    // Slow enough to watch, and for the guest to write while QEMU copies.
-    spec["transfer"] = json!({ "bandwidth": "8Mi" });
-    apply(&tenant, "BackupRun", "first", spec);
-    tenant.wait_for("backuprun.driftline.dev/first", "CheckpointCreated", WITHIN);
-    machine.console().go();
-    println!("The checkpoint stands; the guest writes again while QEMU copies.");
-    follow(&tenant, "backuprun.driftline.dev/first");
-    kubectl(&tenant, &["get", "backupruns.driftline.dev"]);
-
-    let point = tenant.point_of("first");
-    tenant.wait_for(&format!("restorepoint.driftline.dev/{point}"), "Available", WITHIN);
-    kubectl(&tenant, &["get", "restorepoints.driftline.dev"]);
-
-    let disks = ["system", "data"];
-    let files = disks.map(|disk| tenant.restore_folder(node).join(format!("{disk}.raw")));
-    let targets: Vec<Value> =
-        disks.iter().zip(&files).map(|(disk, file)| json!({ "name": disk, "path": file })).collect();
-    let target = json!({ "nodeName": node, "disks": targets });
-    let spec = json!({
-        "restorePointRef": { "name": point }, "mode": "Flatten", "target": target, "format": "Raw", "verify": "Digest",
+    let writer = machine.console().stop();
+    let reference = step("Copying the disks for the comparison, while the guest's writer stands still", || {
+        Reference::take(machine)
     });
-    apply(&tenant, "RestoreRun", "back", spec);
-    follow(&tenant, "restorerun.driftline.dev/back");
-    kubectl(&tenant, &["get", "restoreruns.driftline.dev"]);
+    // Slow enough to watch, and for the guest to write while QEMU copies.
+    apply(
+        team,
+        "BackupRun",
+        "first",
+        &["guestRef: {name: db-1}, repositoryRef: {name: local}, transfer: {bandwidth: 8Mi}"],
+    );
+    let began = Instant::now();
+    team.wait_for("backuprun.driftline.dev/first", "CheckpointCreated", WITHIN);
+    machine.console().go();
+    println!("  {:5.1} s  checkpoint: from here on the guest writes again", began.elapsed().as_secs_f64());
+    follow(team, "backuprun.driftline.dev/first", began);
+    let meanwhile = machine.console().status();
+    println!(
+        "The guest wrote {} times while QEMU copied: {} errors, no write took longer than {} ms",
+        meanwhile.writes - writer.writes,
+        meanwhile.errors,
+        meanwhile.slowest.as_millis()
+    );
+    let point = team.point_of("first");
+    team.wait_for(&format!("restorepoint.driftline.dev/{point}"), "Available", WITHIN);
+    kubectl(team, &["get", "restorepoints"]);
 
-    println!("\nEach restored image, compared with the disk at the checkpoint, byte by byte:");
-    for (disk, file) in disks.iter().zip(&files) {
-        if let Some(difference) = reference.difference(disk, file, Format::Raw) {
-            panic!("{disk} DIFFERS: {difference}\n{}", installation.logs());
+    let file = |disk: &str| format!("/var/lib/machines/{}/{disk}.raw", team.namespace);
+    let disks = DISKS.map(|disk| format!("{{name: {disk}, path: {}}}", file(disk)));
+    let target = format!("target: {{nodeName: {NODE}, disks: [\n           {}]}}", disks.join(",\n           "));
+    let began = Instant::now();
+    apply(
+        team,
+        "RestoreRun",
+        "back",
+        &[&format!("restorePointRef: {{name: {point}}}, format: Raw, verify: Digest"), &target],
+    );
+    follow(team, "restorerun.driftline.dev/back", began);
+    let compare = |disk| {
+        let restored = team.seen(NODE, file(disk).as_ref());
+        if let Some(difference) = reference.difference(disk, &restored, Format::Raw) {
+            panic!("{disk} DIFFERS: {difference}\n{}", team.release.logs());
         }
-        let bytes = std::fs::metadata(file).map(|data| data.len()).unwrap_or_default();
-        println!("  {disk}: {bytes} bytes");
-    }
-    let writer = machine.console().status();
-    println!("The guest has written {} times since it was started, with {} errors.", writer.writes, writer.errors);
-    println!("\nEQUAL");
+        let bytes = std::fs::metadata(restored).expect("It was read just now").len();
+        format!("{bytes} bytes of {disk}")
+    };
+    let equal = step("Comparing each restored image with the disk at the checkpoint, byte by byte", || {
+        DISKS.map(compare).join(", ")
+    });
+    step("Ending it all: nodes, pods, guest", || {
+        NODES.iter().for_each(|node| team.release.nodes.node(node).power_cut());
+    });
+    println!("EQUAL: {equal}");
 }
 
-fn print_file(file: &Path) {
-    println!("  {}", file.display());
-    for line in std::fs::read_to_string(file).unwrap_or_default().lines() {
-        println!("    {line}");
-    }
+/// Applies an object, and shows it as it is applied.
+fn apply(team: &Team, kind: &str, name: &str, spec: &[&str]) {
+    let lines = spec.join(",\n        ");
+    let text = format!(
+        "{{apiVersion: driftline.dev/v1alpha1, kind: {kind}, metadata: {{name: {name}}},\n spec: {{{lines}}}}}\n"
+    );
+    println!("$ kubectl apply -f -");
+    print!("{}", indented(&text));
+    team.release.plane().apply(&team.namespace, &text).ok();
 }
 
-/// Applies an object, and shows what is applied.
-fn apply(tenant: &Tenant, kind: &str, name: &str, spec: Value) {
-    let object = json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec });
-    println!("\n$ kubectl apply -f - <<EOF");
-    print!("{}", serde_saphyr::to_string(&object).unwrap_or_else(|_| object.to_string()));
-    println!("EOF");
-    print!("{}", tenant.create(kind, name, spec).ok());
-}
-
-fn kubectl(tenant: &Tenant, args: &[&str]) {
+fn kubectl(team: &Team, args: &[&str]) {
     println!("$ kubectl {}", args.join(" "));
-    let args = ["-n", &tenant.namespace].into_iter().chain(args.iter().copied());
-    print!("{}", tenant.installation.plane.kubectl(args).ok());
+    let args = ["-n", &team.namespace].into_iter().chain(args.iter().copied());
+    print!("{}", indented(&team.release.plane().kubectl(args).ok()));
 }
 
 /// Prints each phase as it comes, until the run has ended well.
-fn follow(tenant: &Tenant, run: &str) {
-    let began = Instant::now();
+fn follow(team: &Team, run: &str, began: Instant) {
     let mut last = String::new();
     loop {
-        let is = |condition| tenant.condition(run, condition).is_some_and(|found| found["status"] == "True");
+        let is = |condition| team.condition(run, condition).is_some_and(|found| found["status"] == "True");
         let complete = is("Complete");
-        let status = tenant.kubectl(["get", run, "-o", "jsonpath={.status.phase} {.status.progress}"]).stdout();
-        if status != last {
+        let status = team.kubectl(["get", run, "-o", "jsonpath={.status.phase} {.status.progress}"]).stdout();
+        let phase = status.split(' ').next().unwrap_or_default().to_owned();
+        if phase != last {
             println!("  {:5.1} s  {}", began.elapsed().as_secs_f64(), status.trim_end());
-            last = status;
+            last = phase;
         }
         if complete {
             return;
         }
         let failed = is("Failed") || began.elapsed() > WITHIN;
-        assert!(!failed, "{}\n{}", tenant.kubectl(["get", run, "-o", "yaml"]), tenant.installation.logs());
+        assert!(!failed, "{}\n{}", team.kubectl(["get", run, "-o", "yaml"]), team.release.logs());
         std::thread::sleep(Duration::from_millis(50));
     }
 }

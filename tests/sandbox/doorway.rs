@@ -1,10 +1,10 @@
 //! How a person's own shell reaches an API server that lives in a network namespace: this program binds a port outside,
 //! enters the namespace with the listener as its stdin (a socket stays in the namespace that it was made in), and
-//! carries bytes between it and the same port inside.
+//! carries bytes between it and the server inside.
 
 use std::{
     io,
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddrV4, TcpListener, TcpStream},
     os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -39,19 +39,18 @@ pub(crate) fn enter() -> ExitCode {
 }
 
 impl Doorway {
-    /// The port outside, which the API server takes inside too, so that one kubeconfig serves both.
+    /// The port of 127.0.0.1 outside. The API server's certificate is good for that address too.
     pub(crate) fn port(&self) -> u16 {
         let address = self.listener.local_addr();
         address.expect("stdin is the listener that this program made before it entered the namespace").port()
     }
 
-    /// Carries connections from now on.
-    pub(crate) fn open(self) {
-        let port = self.port();
+    /// Carries connections to the server inside from now on.
+    pub(crate) fn open(self, server: SocketAddrV4) {
         thread::spawn(move || {
             for outside in self.listener.incoming().flatten() {
                 // Without a server the person's kubectl sees a connection that is closed at once, as without a doorway.
-                if let Ok(inside) = TcpStream::connect(("127.0.0.1", port)) {
+                if let Ok(inside) = TcpStream::connect(server) {
                     carry(&outside, &inside);
                     carry(&inside, &outside);
                 }

@@ -1,81 +1,53 @@
-//! `make demo` and `make sandbox`: Driftline on real parts, on this machine, in a network namespace of its own.
+//! `make demo` and `make sandbox`: Driftline as a person has it, on this machine. A real cluster with two workers, the
+//! image, `helm install`, and a Linux guest in QEMU on one of the workers.
 //!
 //! `demo` goes through the main job once and compares the restored bytes; it ends by itself. `sandbox` starts the same
-//! parts and stays until Ctrl-C. Everything lies in temporary folders and ends with this program, however it ends.
+//! and stays until Ctrl-C. Everything lies in namespaces and temporary folders of its own and ends with this program,
+//! however it ends.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it talks to a person")]
 
+#[path = "../support/nodes.rs"]
+mod bench;
 #[path = "../support/controlplane.rs"]
 mod controlplane;
-#[path = "../support/installation.rs"]
-mod installation;
 #[path = "../support/lab.rs"]
 mod lab;
 #[path = "../support/objects.rs"]
 mod objects;
+#[path = "../support/release.rs"]
+mod release;
 
 mod demo;
 mod doorway;
+mod parts;
 mod stay;
 
-use std::{process::ExitCode, time::Instant};
+use std::{panic, process::ExitCode};
+
+use doorway::Doorway;
+use parts::Parts;
 
 fn main() -> ExitCode {
     let what = std::env::args().nth(1).unwrap_or_default();
-    let act: fn(Parts) = match what.as_str() {
-        "demo" => demo::show,
+    let act: fn(Parts, Doorway) = match what.as_str() {
+        "demo" => |parts, _| demo::show(&parts),
         "sandbox" => stay::until_stopped,
         _ => {
             eprintln!("usage: make demo | make sandbox");
             return ExitCode::from(2);
         }
     };
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("make {what} starts real nodes, which needs the rights of root: run it as root.");
+        return ExitCode::FAILURE;
+    }
     let Some(doorway) = doorway::inside() else {
         // The guest's packages come from the network, which the namespace has not.
         lab::tiny_guest::TinyGuest::build();
         return doorway::enter();
     };
-    // Ctrl-C runs no destructors: what machines keep in temporary folders goes with this one.
-    let folder = controlplane::process::folder_that_ends_with_us("driftline-sandbox");
-    tempfile::env::override_temp_dir(&folder).expect("Nothing has asked for a temporary folder before");
-    let began = Instant::now();
-    println!("Starting etcd, kube-apiserver and kube-controller-manager …");
-    let plane: &'static _ = Box::leak(Box::new(controlplane::ControlPlane::start(doorway.port())));
-    doorway.open();
-    println!("  ready after {:.1} s", began.elapsed().as_secs_f64());
-
-    println!("Installing charts/driftline; starting the controller with its ServiceAccount's rights, and two agents …");
-    let began = Instant::now();
-    let installation: &'static _ = Box::leak(Box::new(installation::Installation::start(plane)));
-    println!("  ready after {:.1} s", began.elapsed().as_secs_f64());
-
-    println!("Starting a Linux guest in QEMU with a qcow2 and a raw disk, which writes to both all the time …");
-    let began = Instant::now();
-    let monitor = folder.join("monitor.qmp");
-    let machine = machine(&monitor);
-    machine.console().wait_until_up();
-    machine.console().go();
-    println!("  up after {:.1} s", began.elapsed().as_secs_f64());
-    act(Parts { installation, tenant: installation.tenant(), machine, monitor });
+    // What went wrong, to a person; not where in this program.
+    panic::set_hook(Box::new(|panic| eprintln!("\nFAILED: {}", panic.payload_as_str().unwrap_or("without a word"))));
+    act(Parts::start(), doorway);
     ExitCode::SUCCESS
-}
-
-/// What demo and sandbox have in common.
-struct Parts {
-    installation: &'static installation::Installation,
-    tenant: installation::Tenant,
-    machine: lab::machine::Machine,
-    /// A monitor that nobody holds.
-    monitor: std::path::PathBuf,
-}
-
-/// With a monitor for the person, beside the one that the agent holds.
-fn machine(person: &std::path::Path) -> lab::machine::Machine {
-    const MIB: u64 = 1 << 20;
-    let monitor = format!("unix:{},server=on,wait=off", person.display());
-    lab::machine::Plan::new()
-        .arguments(&["-qmp", &monitor])
-        .disk(lab::machine::Disk::qcow2("system", 64 * MIB))
-        .disk(lab::machine::Disk::raw("data", 32 * MIB + 512))
-        .linux()
-        .start()
 }

@@ -1,65 +1,86 @@
 //! The sandbox: everything runs, a guest is there, and a person's own kubectl does the rest.
 
-use std::time::Duration;
-
-use serde_json::json;
-
-use crate::{
-    Parts,
-    installation::{API_VERSION, NODES},
+use std::{
+    fs,
+    path::{Path, PathBuf},
 };
 
-pub(crate) fn until_stopped(parts: Parts) {
-    let Parts { installation, tenant, machine, monitor } = parts;
-    let node = NODES[0];
-    tenant.declare_guest(node, "db-1", &machine.qmp(), "");
-    tenant.wait_for("guests.driftline.dev/db-1", "Ready", Duration::from_secs(60));
+use serde_json::{Value, json};
 
-    let object = |kind: &str, name: &str, spec: serde_json::Value| {
-        let namespace = &tenant.namespace;
-        let metadata = json!({ "name": name, "namespace": namespace });
-        let object = json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": spec });
-        serde_saphyr::to_string(&object).unwrap_or_else(|_| object.to_string())
-    };
-    let write = |name: &str, text: String| {
-        let path = installation.host("examples").join(name);
-        let written = std::fs::create_dir_all(installation.host("examples")).and_then(|()| std::fs::write(&path, text));
-        written.expect("An example can be written");
-        path
-    };
-    let folder = tenant.repository_folder(node, "local");
-    let repository = object("BackupRepository", "local", json!({ "filesystem": { "path": folder, "nodeName": node } }));
-    let run = object("BackupRun", "first", tenant.backup_spec("db-1", "local"));
-    let backup = write("backup.yaml", format!("{repository}---\n{run}"));
-    let disks = ["system", "data"]
-        .map(|disk| json!({ "name": disk, "path": tenant.restore_folder(node).join(format!("{disk}.raw")) }));
-    let spec = json!({
-        "restorePointRef": { "name": "POINT" }, "mode": "Flatten",
-        "target": { "nodeName": node, "disks": disks }, "format": "Raw", "verify": "Digest",
-    });
-    let restore = write("restore.yaml", object("RestoreRun", "back", spec));
+use crate::{
+    doorway::Doorway,
+    objects::API_VERSION,
+    parts::{DISKS, NODE, Parts},
+    release::NAMESPACE,
+};
 
-    let plane = installation.plane;
+pub(crate) fn until_stopped(parts: Parts, doorway: Doorway) {
+    let Parts { team, machine: _machine, monitor } = parts;
+    let (release, namespace) = (team.release, &team.namespace);
+    let plane = release.plane();
+    let folder = release.nodes.folder();
+    let port = doorway.port();
+    doorway.open(plane.server());
+    let config = write(folder, "kubeconfig", &outside(&plane.admin_kubeconfig(), port, namespace));
+
+    let repository = format!("/srv/backup/{namespace}");
+    fs::create_dir_all(team.seen(NODE, repository.as_ref())).expect("A node's folder can be made");
+    let spec = json!({ "filesystem": { "path": repository, "nodeName": NODE } });
+    let backup =
+        [object("BackupRepository", "local", spec), object("BackupRun", "first", team.backup_spec("db-1", "local"))];
+    let backup = write(folder, "backup.yaml", &backup.join("---\n"));
+    let place = PathBuf::from(format!("/var/lib/machines/{namespace}"));
+    let files = DISKS.map(|disk| (disk, place.join(format!("{disk}.raw"))));
+    let disks: Vec<_> = files.iter().map(|(disk, file)| (*disk, file.as_path())).collect();
+    let spec = team.restore_spec("POINT", NODE, &disks, "Raw");
+    let restore = write(folder, "restore.yaml", &object("RestoreRun", "back", spec));
+
+    let point = "kubectl get brun first -o 'jsonpath={.status.restorePointRef.name}'";
+    let programs = plane.program("kubectl");
+    let programs = programs.parent().unwrap_or(folder);
+    let logs = |folder: &Path, below: &str| format!("{}/{below}", quoted(folder));
     println!(
-        "\nEverything runs, in a network namespace of its own, until you press Ctrl-C (or `kill -TERM` the make). In another\nshell:\n"
+        "\nIt stays until you press Ctrl-C. In another shell, where kubectl may be yours or the one of the path:\n"
     );
-    println!("  export KUBECONFIG={}", quoted(&plane.admin_kubeconfig()));
-    println!("  alias kubectl={}", quoted(&plane.program("kubectl")));
-    println!("  kubectl config set-context --current --namespace={}", tenant.namespace);
-    println!("  kubectl get guests.driftline.dev");
+    println!("  export KUBECONFIG={} PATH=\"$PATH:\"{}", quoted(&config), quoted(programs));
+    println!("\nFive commands to try:\n");
+    println!("  kubectl get guests");
     println!("  kubectl apply -f {}", quoted(&backup));
-    println!("  kubectl wait --for=condition=Complete backupruns.driftline.dev/first");
-    println!("  kubectl get restorepoints.driftline.dev      # its name goes into the next line, for POINT");
-    println!("  sed s/POINT/the-name/ {} | kubectl apply -f -", quoted(&restore));
-    println!("\nA monitor of the guest for you, beside the one that the agent holds: {}", quoted(&monitor));
-    println!("Logs: {}", quoted(&installation.host("").join("*.log")));
+    println!("  kubectl wait --for=condition=Complete --timeout=5m backuprun/first");
+    println!("  kubectl get restorepoints");
+    println!("  sed \"s/POINT/$({point})/\" {} | kubectl apply -f -", quoted(&restore));
+    println!("\nPods: kubectl -n {NAMESPACE} get pods, logs, exec");
+    println!("The guest's spare monitor, for you: {}", quoted(&monitor));
+    println!("Logs of the nodes: {}", logs(folder, "*/*.log"));
+    let plane_folder = plane.admin_kubeconfig();
+    println!("Logs of the control plane: {}", logs(plane_folder.parent().unwrap_or(folder), "*.log"));
     loop {
         std::thread::park();
     }
 }
 
+/// The administrator's kubeconfig, for whoever is outside of the namespace that the cluster is in.
+fn outside(inside: &Path, port: u16, namespace: &str) -> String {
+    let text = fs::read_to_string(inside).expect("The kubeconfig can be read");
+    let mut config: Value = serde_json::from_str(&text).expect("It was written as JSON");
+    config["clusters"][0]["cluster"]["server"] = format!("https://127.0.0.1:{port}").into();
+    config["contexts"][0]["context"]["namespace"] = namespace.into();
+    config.to_string()
+}
+
+fn object(kind: &str, name: &str, spec: Value) -> String {
+    let object = json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, "spec": spec });
+    serde_saphyr::to_string(&object).unwrap_or_else(|_| object.to_string())
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, text).unwrap_or_else(|error| panic!("{} cannot be written: {error}", path.display()));
+    path
+}
+
 /// A path as a shell takes it.
-fn quoted(path: &std::path::Path) -> String {
+fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
-    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-*".contains(c)) { text } else { format!("'{text}'") }
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c)) { text } else { format!("'{text}'") }
 }

@@ -82,6 +82,11 @@ impl Release {
                 scope.spawn(move || images.iter().for_each(|image| nodes.node(node).load_image(image)));
             }
         });
+        Release::on(nodes)
+    }
+
+    /// On a cluster whose nodes have the image already: makes the files that a person gives each host.
+    pub fn on(nodes: Nodes) -> Release {
         let machines = nodes.folder().join("machines");
         fs::create_dir_all(&machines).expect("A folder for machines can be made");
         let release = Release { nodes, teams: AtomicUsize::new(0), machines };
@@ -304,7 +309,7 @@ pub fn values(tag: &str) -> [String; 5] {
 }
 
 /// The archive of the image under a tag.
-fn image(tag: &str) -> PathBuf {
+pub fn image(tag: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/image/build");
     let output = Command::new(&script).arg(env!("CARGO_BIN_EXE_driftline")).arg(format!("{IMAGE}:{tag}")).output();
     let output = output.unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
