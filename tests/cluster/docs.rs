@@ -6,10 +6,10 @@
 //! installing it a second time; a folder for the node's file system; the installation's own `host.toml`, which says the
 //! same, for the one that a document shows (`tests/it/docs.rs` reads that one).
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Stdio, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use crate::{
-    guides::{Fence, Runner, documents_for, fences_for, path_with, programs, script, tree},
+    guides::{Fence, Runner, copy_tree, documents_for, fences_for, path_with, programs, script},
     installation::{Installation, NODES, Tenant},
     lab::{
         child::Guarded,
@@ -52,25 +52,13 @@ impl Shell {
             ("team-a", namespace.clone()),
         ];
         let shell = Shell { folder, others: others.map(|(this, that)| (this.to_owned(), that)).into() };
-        shell.copy_tree();
+        copy_tree(shell.folder.path(), &shell.others);
         let plane = tenant.installation.plane;
         let (kubectl, helm) = (plane.program("kubectl"), plane.program("helm"));
         let driftline = Path::new(env!("CARGO_BIN_EXE_driftline"));
         let real = [("kubectl", kubectl.as_path()), ("real-helm", helm.as_path()), ("driftline", driftline)];
         programs(&shell.folder.path().join("bin"), &[("helm", HELM)], &real);
         shell
-    }
-
-    /// The chart, and the examples with this tenant's names.
-    fn copy_tree(&self) {
-        let root = self.folder.path();
-        symlink(tree("charts"), root.join("charts")).unwrap();
-        fs::create_dir(root.join("examples")).unwrap();
-        for entry in fs::read_dir(tree("examples")).unwrap().flatten() {
-            let text = fs::read_to_string(entry.path()).unwrap();
-            let text = self.others.iter().fold(text, |text, (this, that)| text.replace(this, that));
-            fs::write(root.join("examples").join(entry.file_name()), text).unwrap();
-        }
     }
 
     /// Types it all in; gives what was said on stdout.

@@ -1,5 +1,5 @@
 //! What the documentation tells people to type, and which test does it. `tests/it/docs.rs` looks that nothing is left
-//! out; `tests/qemu/docs.rs` and `tests/cluster/docs.rs` run it.
+//! out; `tests/qemu/docs.rs` and `tests/cluster/docs.rs` run it, and `tests/cluster/docs_pods.rs` what needs nodes.
 //!
 //! A fence in a document says what it is: `sh` is typed in, `toml` is a file whose path is its first line, `yaml` is a
 //! file of `examples/`, `text` is a figure.
@@ -19,6 +19,10 @@ pub enum Runner {
     Host,
     /// `tests/cluster/docs.rs`: a real API server, with processes for pods.
     Cluster,
+    /// `tests/cluster/docs_pods.rs`: a real cluster, helm and pods.
+    Pods,
+    /// The same, typed in on each of its nodes.
+    Node,
 }
 
 /// Every place with something to type in: document, heading (none: all of it), and who runs it.
@@ -30,6 +34,13 @@ pub const RUN_BY: &[(&str, Option<&str>, Runner)] = &[
     ("docs/guide-host.md", None, Runner::Host),
     ("docs/guide-cluster.md", None, Runner::Cluster),
     ("docs/operations.md", None, Runner::Cluster),
+    ("docs/installation.md", Some("The image without a registry"), Runner::Node),
+    ("docs/installation.md", Some("On each node"), Runner::Node),
+    ("docs/installation.md", None, Runner::Pods),
+    ("docs/upgrade.md", None, Runner::Pods),
+    ("docs/uninstall.md", Some("The nodes"), Runner::Node),
+    ("docs/uninstall.md", None, Runner::Pods),
+    ("docs/security.md", None, Runner::Pods),
 ];
 
 /// A fenced block.
@@ -136,6 +147,17 @@ pub fn script(fences: &[Fence], others: &[(String, String)]) -> String {
         }
     }
     script
+}
+
+/// Makes a folder look like the root of the tree: the chart, and the examples with another word for some.
+pub fn copy_tree(root: &Path, others: &[(String, String)]) {
+    std::os::unix::fs::symlink(tree("charts"), root.join("charts")).expect("A link can be made");
+    fs::create_dir(root.join("examples")).expect("A folder can be made");
+    for entry in fs::read_dir(tree("examples")).expect("The tree can be listed").flatten() {
+        let text = fs::read_to_string(entry.path()).expect("The tree can be read");
+        let text = others.iter().fold(text, |text, (this, that)| text.replace(this, that));
+        fs::write(root.join("examples").join(entry.file_name()), text).expect("A file can be written");
+    }
 }
 
 /// The folder with programs that a script finds before all others: its own, and the real ones under their names.

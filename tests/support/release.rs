@@ -28,7 +28,7 @@ pub const NAMESPACE: &str = "driftline-system";
 /// The workers.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
 /// The image's repository; its tags are one program under several names, so that there is something to upgrade to.
-const IMAGE: &str = "driftline.test/driftline";
+pub const IMAGE: &str = "driftline.test/driftline";
 /// The image's tags.
 pub const TAGS: [&str; 2] = ["1", "2"];
 /// Where the nodes have machines' sockets and disks.
@@ -106,6 +106,11 @@ impl Release {
     fn make_host(&self, node: &str) {
         make_host(&self.nodes.node(node).root());
         self.mount_machines(node);
+    }
+
+    /// Gives each host its files anew, as `on` did: after a test that has taken them away.
+    pub fn give_host_files(&self) {
+        NODES.iter().for_each(|node| make_host(&self.nodes.node(node).root()));
     }
 
     /// The control plane.
