@@ -194,7 +194,7 @@ fn a_backup_that_is_going_outlives_the_upgrade_and_the_rollback_that_the_page_sa
     let shell = Shell::new(&team);
     let machine = release.machine_on(NODE, plan()).start();
     machine.write("disk0", 0x5a, 0, 32 * MIB);
-    team.guest(NODE, "db-1", &machine);
+    team.guest(NODE, "db-1", &machine.qmp());
     team.repository(NODE, "local");
     let mut spec = team.backup_spec("db-1", "local");
     spec["transfer"] = serde_json::json!({ "bandwidth": "1Mi" });
@@ -215,7 +215,7 @@ fn points_come_back_after_an_uninstall_and_nothing_but_them_is_left_in_the_end()
     let shell = Shell::new(&team);
     let machine = release.machine_on(NODE, plan()).start();
     machine.write("disk0", 0x5a, 0, MIB);
-    team.guest(NODE, "db-1", &machine);
+    team.guest(NODE, "db-1", &machine.qmp());
     // The folder of the example.
     let folder = format!("/srv/backup/{}", team.namespace);
     fs::create_dir_all(team.seen(NODE, Path::new(&folder))).unwrap();

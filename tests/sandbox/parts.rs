@@ -35,8 +35,9 @@ impl Parts {
         tempfile::env::override_temp_dir(nodes.folder()).expect("It is given once");
         step("Giving both workers the image, and the files that a person gives each host", || {
             std::thread::scope(|scope| {
-                for node in NODES.map(|name| nodes.node(name)) {
-                    scope.spawn(|| node.load_image(&image));
+                for node in NODES {
+                    let (nodes, image) = (&nodes, &image);
+                    scope.spawn(move || nodes.node(node).load_image(image));
                 }
             });
         });
@@ -57,7 +58,7 @@ impl Parts {
         });
         let team = release.team();
         step("Naming the guest in the host's own file, where the agent finds it", || {
-            team.guest(NODE, "db-1", &machine)
+            team.guest(NODE, "db-1", &machine.qmp())
         });
         Parts { team, machine, monitor }
     }
