@@ -22,7 +22,11 @@ mod doorway;
 mod parts;
 mod stay;
 
-use std::{panic, process::ExitCode};
+use std::{
+    panic,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
 
 use doorway::Doorway;
 use parts::Parts;
@@ -46,8 +50,17 @@ fn main() -> ExitCode {
         lab::tiny_guest::TinyGuest::build();
         return doorway::enter();
     };
-    // What went wrong, to a person; not where in this program.
-    panic::set_hook(Box::new(|panic| eprintln!("\nFAILED: {}", panic.payload_as_str().unwrap_or("without a word"))));
+    panic::set_hook(Box::new(|panic| complain(panic.payload_as_str().unwrap_or("without a word"))));
     act(Parts::start(), doorway);
     ExitCode::SUCCESS
+}
+
+/// Says what went wrong, to a person: not where in this program, and once, though both nodes may fail by the same.
+fn complain(what: &str) {
+    static SAID: Mutex<String> = Mutex::new(String::new());
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if *said != what {
+        eprintln!("\nFAILED: {what}");
+        what.clone_into(&mut said);
+    }
 }
