@@ -43,6 +43,7 @@ pub mod guest;
 pub mod inventory;
 pub mod metrics;
 pub mod nodes;
+mod pause;
 pub mod point;
 pub mod repository;
 pub mod restore;
@@ -54,6 +55,7 @@ use authority::keep::{KeepError, Keeper};
 use context::{Context, Feeds};
 use enrol::Enroller;
 use metrics::ControllerMetrics;
+use pause::WatchPause;
 
 /// How long the controller has after its start to hear of the agents, before it says that they do not answer.
 const HEARING: Duration = Duration::from_secs(10);
@@ -252,7 +254,7 @@ async fn find_agents(client: Client, args: Args, agents: Agents, end: Cancellati
     let config = watcher::Config::default().labels(&format!("kubernetes.io/service-name={}", args.agents_service));
     let (reader, writer) = reflector::store();
     // Every event and not only those that touch an object: a list shows in the store when it is complete.
-    let watch = reflector::reflector(writer, watcher(api, config).default_backoff());
+    let watch = reflector::reflector(writer, watcher(api, config).backoff(WatchPause::default()));
     let mut watch = std::pin::pin!(watch.take_until(end.cancelled_owned()));
     while let Some(event) = watch.next().await {
         match event {

@@ -236,7 +236,8 @@ impl Runs {
         if let Some(end) = state.completion_time {
             metrics.run_seconds.observe(end.duration_since(state.start_time).as_secs_f64().max(0.0));
         }
-        tracing::info!(parent: span, result, reason = state.reason, "{}", state.message);
+        let message = if state.message.is_empty() { "The run ended" } else { &state.message };
+        tracing::info!(parent: span, result, reason = state.reason, "{message}");
     }
 
     fn live(&self) -> MutexGuard<'_, HashMap<String, Run>> {

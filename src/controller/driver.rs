@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     context::{Context, Feed, Guarded, locked},
     error::Error,
+    pause::WatchPause,
     write::{self, Kind},
 };
 use crate::{api::words::Reason, retry::Retry, sentence::sentence};
@@ -80,9 +81,10 @@ pub(super) async fn drive<K, F>(
     let api: Api<Guarded<K>> = Api::all(context.client.clone());
     let shared = Arc::new(Shared { context: context.clone(), backoffs: Backoffs(Mutex::default()) });
     let (told, kept) = (shared.clone(), store.clone());
-    let watch = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().modify(|object| {
-        kube::Resource::meta_mut(object).managed_fields = None;
-    });
+    let watch =
+        watcher(api, watcher::Config::default().page_size(PAGE)).backoff(WatchPause::default()).modify(|object| {
+            kube::Resource::meta_mut(object).managed_fields = None;
+        });
     let filled = feed.filled;
     let watch = reflector::reflector(feed.writer, watch).inspect_ok(move |event| {
         if matches!(event, watcher::Event::InitDone) {

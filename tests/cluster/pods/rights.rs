@@ -126,7 +126,7 @@ fn requests(release: &Release) -> Vec<(String, Right, u64)> {
     lines
         .filter(|line| line["stage"] == "ResponseComplete" || line["stage"] == "ResponseStarted")
         .filter(|line| line["objectRef"].is_object())
-        .map(|line| {
+        .flat_map(|line| {
             let about = &line["objectRef"];
             let resource = match about["subresource"].as_str() {
                 Some(sub) => format!("{}/{sub}", word(&about["resource"])),
@@ -139,7 +139,6 @@ fn requests(release: &Release) -> Vec<(String, Right, u64)> {
             let who = word(&line["user"]["username"]);
             [Some(right(&verb)), made].into_iter().flatten().map(|right| (who.clone(), right, code)).collect::<Vec<_>>()
         })
-        .flatten()
         .collect()
 }
 
