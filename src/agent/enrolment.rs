@@ -17,7 +17,7 @@ use crate::{
         self,
         authority::{self, AuthorityError, Pair},
     },
-    rpc::tls::{Files, Identity, TlsError},
+    rpc::tls::{Files, Identity, TlsError, check_authorities},
 };
 
 /// The file of certificate and key.
@@ -95,8 +95,8 @@ impl Enrolment {
     pub fn identity(&self, authorities: &Path) -> Result<Identity, TlsError> {
         let file = self.0.folder.join(FILE);
         let files = Files { certificate: file.clone(), key: file.clone(), authorities: authorities.to_owned() };
-        // What is wrong with the authorities is not mended by another certificate.
-        fs::metadata(authorities).map_err(|source| TlsError::Read { path: authorities.to_owned(), source })?;
+        // What is wrong with the authorities is not mended by another certificate: a good one stays.
+        check_authorities(authorities)?;
         Identity::load(files.clone()).or_else(|error| {
             if file.exists() {
                 tracing::warn!(reason = error.reason(), "{error}: the agent waits for a new certificate");
@@ -178,6 +178,10 @@ mod tests {
         let until = i64::try_from(validity.until).unwrap();
         assert_eq!(identity.expires(), until, "the running agent shows it");
         assert_eq!(Enrolment::new("node-1", &state, &token).identity(&roots).unwrap().expires(), until);
+        fs::write(&roots, "").unwrap();
+        assert!(enrolment.identity(&roots).unwrap_err().to_string().contains("ca.crt"));
+        fs::write(&roots, authority.certificate()).unwrap();
+        assert_eq!(enrolment.identity(&roots).unwrap().expires(), until, "a list that is empty takes nothing away");
         fs::write(state.join(FILE), "half a cert").unwrap();
         assert_ne!(enrolment.identity(&roots).unwrap().expires(), until);
     }

@@ -63,6 +63,12 @@ pub fn plan(stored: &Stored, terms: &Terms, now: u64) -> Step {
         (Some(_), Some(current)) => current,
     };
     if now >= current.until {
+        // The agents trust a successor that is there already.
+        let good = ends(&stored.next).is_some_and(|next| next.from <= now && now < next.until);
+        return if good { Step::Promote } else { Step::Make };
+    }
+    // Made by a clock that was ahead: nothing that it signs is valid yet, for months perhaps.
+    if now < current.from {
         return Step::Make;
     }
     // The last quarter of its life is for handing over.
@@ -110,14 +116,15 @@ pub fn signer(stored: &Stored) -> Result<Option<Authority>, AuthorityError> {
     stored.current.as_ref().map(|pair| Authority::from_pem(&pair.certificate, &pair.key)).transpose()
 }
 
-/// Whether a certificate is to be made anew: two thirds of its life are over.
+/// Whether a certificate is to be made anew: two thirds of its life are over, or a clock that was ahead made it and it is
+/// not valid yet.
 pub fn is_due(validity: Validity, now: u64) -> bool {
-    now >= renewal(validity)
+    now < validity.from || now >= renewal(validity)
 }
 
 /// When that is.
 pub fn renewal(validity: Validity) -> u64 {
-    validity.made() + validity.lifetime() / 3 * 2
+    validity.made() + validity.lifetime() * 2 / 3
 }
 
 #[cfg(test)]
@@ -177,6 +184,18 @@ mod tests {
         let stored = Stored { current: authority(NOW), next: None, trusted: String::new() };
         assert_eq!(plan(&stored, &TERMS, NOW + 8_000), Step::Make);
         assert_eq!(trusted(&stored, NOW + 8_000), "");
+        // Its successor is trusted already.
+        let stored = Stored { next: authority(NOW + 6_500), ..stored };
+        assert_eq!(plan(&stored, &TERMS, NOW + 9_000), Step::Promote);
+        assert_eq!(plan(&stored, &TERMS, NOW + 20_000), Step::Make);
+    }
+
+    #[test]
+    fn an_authority_of_a_clock_that_was_ahead_is_made_anew() {
+        let stored = Stored { current: authority(NOW + 90_000), next: None, trusted: String::new() };
+        assert_eq!(plan(&stored, &TERMS, NOW), Step::Make);
+        let given = Terms { given: true, ..TERMS };
+        assert_eq!(plan(&stored, &given, NOW), Step::Keep, "it is somebody's, and the error says what is wrong");
     }
 
     #[test]
@@ -216,5 +235,6 @@ mod tests {
     fn a_certificate_is_renewed_with_a_third_of_its_life_left() {
         let validity = Validity::starting(NOW, Duration::from_secs(900));
         assert!(!is_due(validity, NOW + 599) && is_due(validity, NOW + 600));
+        assert!(is_due(validity, NOW - 3_601), "the clock was ahead when it was made");
     }
 }

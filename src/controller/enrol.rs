@@ -21,6 +21,7 @@ use super::{
         renewal,
     },
     metrics::ControllerMetrics,
+    write::answer,
 };
 use crate::{
     certs::authority::{AuthorityError, Validity, facts_of},
@@ -33,15 +34,26 @@ use crate::{
 };
 
 /// How long to wait before an agent is visited again that got no certificate.
-const PAUSES: [Duration; 4] =
-    [Duration::from_millis(200), Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
+/// An address that changes, as with a pod that was replaced, ends the pause.
+const PAUSES: [Duration; 8] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+    Duration::from_secs(5),
+    Duration::from_secs(5),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+];
 /// How often it is looked whether an agent can still be talked to. Costs nothing: the connection's state is known.
 const LOOK: Duration = Duration::from_secs(1);
 /// An agent whose certificate is nobody's affair here is asked again after this.
 const LATER: Duration = Duration::from_secs(60);
 /// Agents that are visited at once.
 const VISITS: usize = 16;
-/// What the API server says of the node that a token's pod is on (Kubernetes 1.32 and later).
+/// What the API server says of the pod that a token is bound to.
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+/// What it says of the node that this pod is on (Kubernetes 1.32 and later).
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 
 /// Why an agent got no certificate.
@@ -85,7 +97,15 @@ pub enum EnrolError {
 }
 
 impl EnrolError {
-    /// The word for logs and metrics.
+    /// The word for metrics.
+    fn label(&self) -> &str {
+        match self {
+            EnrolError::Agent { .. } => WORDS.into_iter().find(|word| *word == self.reason()).unwrap_or("Refused"),
+            _ => self.reason(),
+        }
+    }
+
+    /// The word for logs.
     pub fn reason(&self) -> &str {
         match self {
             EnrolError::Agent { source, .. } => source.reason(),
@@ -95,6 +115,16 @@ impl EnrolError {
         }
     }
 }
+
+/// Words of an agent that are counted as they are. Whoever answers on a visit is not known yet, and may say anything.
+const WORDS: [&str; 6] = [
+    "CertificateOfFiles",
+    "CertificateOfAnotherKey",
+    "CertificateNotWritten",
+    "TokenUnreadable",
+    "AgentUnreachable",
+    "AgentNotResponding",
+];
 
 /// What gives certificates.
 pub struct Enroller {
@@ -160,7 +190,7 @@ async fn one(enroller: &Enroller, node: &str, visits: &Semaphore) {
                     said = text;
                 }
                 failures += 1;
-                enroller.metrics.certificate(error.reason());
+                enroller.metrics.certificate(error.label());
                 let theirs = error.reason() == "CertificateOfFiles";
                 if theirs { LATER } else { PAUSES[(failures - 1).min(PAUSES.len() - 1)] }
             }
@@ -217,8 +247,7 @@ impl Enroller {
         let spec = TokenReviewSpec { audiences: Some(vec![CONTROLLER.to_owned()]), token: Some(token) };
         let reviews: Api<TokenReview> = Api::all(self.client.clone());
         let review = TokenReview { spec, ..TokenReview::default() };
-        let review = reviews
-            .create(&PostParams::default(), &review)
+        let review = answer(reviews.create(&PostParams::default(), &review))
             .await
             .map_err(|source| EnrolError::Review { node: node.to_owned(), source: Box::new(source) })?;
         proves(&review.status.unwrap_or_default(), &self.account, node)
@@ -241,9 +270,11 @@ fn proves(status: &TokenReviewStatus, account: &str, node: &str) -> Result<(), S
     if name != account {
         return Err(format!("its token is of {name}, not of {account}"));
     }
-    match user.extra.unwrap_or_default().remove(NODE_NAME).unwrap_or_default().as_slice() {
-        [own] if own == node => Ok(()),
-        [] => Err("its token is not bound to a pod on a node".to_owned()),
+    let mut extra = user.extra.unwrap_or_default();
+    let is_of_a_pod = extra.contains_key(POD_NAME);
+    match extra.remove(NODE_NAME).unwrap_or_default().as_slice() {
+        [own] if own == node && is_of_a_pod => Ok(()),
+        own if own.is_empty() || !is_of_a_pod => Err("its token is not bound to a pod on a node".to_owned()),
         other => Err(format!("its token is of a pod on node {}", other.join(", "))),
     }
 }
@@ -258,7 +289,7 @@ mod tests {
         let mut status = serde_json::json!({
             "authenticated": true,
             "audiences": [CONTROLLER],
-            "user": { "username": ACCOUNT, "extra": { NODE_NAME: ["node-1"] } },
+            "user": { "username": ACCOUNT, "extra": { POD_NAME: ["agent"], NODE_NAME: ["node-1"] } },
         });
         for (key, value) in change.as_object().unwrap() {
             status[key] = value.clone();
@@ -283,8 +314,13 @@ mod tests {
                 "is of system:serviceaccount:x:y",
             ),
             (user(ACCOUNT, serde_json::json!({})), "not bound to a pod"),
-            (user(ACCOUNT, serde_json::json!({ NODE_NAME: ["node-2"] })), "on node node-2"),
-            (user(ACCOUNT, serde_json::json!({ NODE_NAME: ["node-1", "node-2"] })), "on node node-1, node-2"),
+            // Bound to the node itself.
+            (user(ACCOUNT, serde_json::json!({ NODE_NAME: ["node-1"] })), "not bound to a pod"),
+            (user(ACCOUNT, serde_json::json!({ POD_NAME: ["agent"], NODE_NAME: ["node-2"] })), "on node node-2"),
+            (
+                user(ACCOUNT, serde_json::json!({ POD_NAME: ["agent"], NODE_NAME: ["node-1", "node-2"] })),
+                "on node node-1, node-2",
+            ),
         ] {
             let why = proves(&status(change), ACCOUNT, "node-1").unwrap_err();
             assert!(why.contains(says), "{why}");

@@ -268,6 +268,20 @@ impl Loaded {
     }
 }
 
+/// Whether a file has authorities to trust.
+///
+/// # Errors
+/// When it cannot be read, or has none.
+pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
+    let text = fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
+    let whose = path.display().to_string();
+    let mut roots = RootCertStore::empty();
+    for root in certificates(&whose, &text)? {
+        roots.add(root).map_err(|source| TlsError::Unusable { whose: whose.clone(), source })?;
+    }
+    Ok(())
+}
+
 fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let empty = || TlsError::Empty { whose: whose.to_owned(), what: "certificate" };
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| empty())?;

@@ -22,7 +22,7 @@ use super::{SPREAD, Step, Stored, Terms, is_due, plan, signer, trusted};
 use crate::{
     certs::authority::{Authority, AuthorityError, Pair, Validity, facts},
     clock::Clock,
-    controller::error::is_code,
+    controller::{error::is_code, write::answer},
     rpc::tls::{Identity, TlsError},
     sentence::sentence,
 };
@@ -68,6 +68,20 @@ pub enum KeepError {
         #[source]
         source: AuthorityError,
     },
+    /// It has ended, or begins later: it or this host's clock is wrong.
+    #[error(
+        "The authority in Secret {secret} is valid from {} until {}, and here it is {}: put another one there, or set the \
+         clock right",
+        moment(validity.from), moment(validity.until), moment(*now)
+    )]
+    NotNow {
+        /// Its namespace and name.
+        secret: String,
+        /// When it is valid.
+        validity: Validity,
+        /// The time here, in seconds since 1970.
+        now: u64,
+    },
     /// The controller's own certificate cannot be used.
     #[error("The controller's own certificate cannot be used")]
     Own {
@@ -83,6 +97,7 @@ impl KeepError {
         match self {
             KeepError::Api { .. } => "AuthorityUnavailable",
             KeepError::Missing { .. } => "AuthorityMissing",
+            KeepError::NotNow { .. } => "AuthorityNotValid",
             KeepError::Unusable { source, .. } => source.reason(),
             KeepError::Own { source } => source.reason(),
         }
@@ -201,6 +216,10 @@ impl Keeper {
         let secret = self.name(&self.place.secret);
         let authority = signer(&stored).map_err(|source| KeepError::Unusable { secret: secret.clone(), source })?;
         let authority = authority.ok_or_else(|| KeepError::Missing { secret: secret.clone() })?;
+        let validity = authority.validity();
+        if now < validity.from || now >= validity.until {
+            return Err(KeepError::NotNow { secret, validity, now });
+        }
         let own = self.own(&authority, now).map_err(|source| KeepError::Unusable { secret, source })?;
         Ok((own, stored.trusted, Arc::new(Signer { authority, lifetime: self.terms.certificate })))
     }
@@ -231,8 +250,9 @@ impl Keeper {
             move |source| KeepError::Api { verb: "Reading", kind, name, source: Box::new(source) }
         };
         loop {
-            let secret = secrets.get(&self.place.secret).await.map_err(read("Secret", &self.place.secret))?;
-            let map = maps.get(&self.place.config_map).await.map_err(read("ConfigMap", &self.place.config_map))?;
+            let secret = answer(secrets.get(&self.place.secret)).await.map_err(read("Secret", &self.place.secret))?;
+            let map =
+                answer(maps.get(&self.place.config_map)).await.map_err(read("ConfigMap", &self.place.config_map))?;
             let mut stored = stored(&secret, &map);
             let version = secret.metadata.resource_version.clone();
             let make = |name| {
@@ -255,11 +275,19 @@ impl Keeper {
                 tracing::info!(secret = self.name(&self.place.secret), "The authority was made or has changed");
             }
             let wanted = trusted(&stored, now);
-            if wanted != stored.trusted {
-                let patch = json!({ "data": { TRUSTED: wanted } });
-                maps.patch(&self.place.config_map, &PatchParams::default(), &Patch::Merge(patch))
-                    .await
-                    .map_err(|source| self.not_written("ConfigMap", &self.place.config_map, source))?;
+            // Never an empty list: it would only take from the agents what they have.
+            if wanted != stored.trusted && !wanted.is_empty() {
+                let patch = json!({
+                    "metadata": { "resourceVersion": map.metadata.resource_version },
+                    "data": { TRUSTED: wanted },
+                });
+                let parameters = PatchParams::default();
+                match answer(maps.patch(&self.place.config_map, &parameters, &Patch::Merge(patch))).await {
+                    Err(error) if is_code(&error, 409) => continue,
+                    written => {
+                        written.map_err(|source| self.not_written("ConfigMap", &self.place.config_map, source))?;
+                    }
+                }
                 stored.trusted = wanted;
             }
             return Ok(stored);
@@ -281,7 +309,7 @@ impl Keeper {
         }
         // With the version that was read: never over what somebody else has written since.
         let patch = json!({ "metadata": { "resourceVersion": version }, "data": data });
-        secrets.patch(&self.place.secret, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+        answer(secrets.patch(&self.place.secret, &PatchParams::default(), &Patch::Merge(patch))).await.map(drop)
     }
 
     fn not_written(&self, kind: &'static str, name: &str, source: kube::Error) -> KeepError {
@@ -291,6 +319,11 @@ impl Keeper {
     fn name(&self, name: &str) -> String {
         format!("{}/{name}", self.place.namespace)
     }
+}
+
+fn moment(second: u64) -> String {
+    let second = i64::try_from(second).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_second(second).map_or_else(|_| second.to_string(), |moment| moment.to_string())
 }
 
 fn stored(secret: &Secret, map: &ConfigMap) -> Stored {
