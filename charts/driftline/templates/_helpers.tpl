@@ -24,6 +24,9 @@ app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
 {{- define "driftline.image" -}}
+{{- if and .Values.image.tag .Values.image.digest }}
+{{- fail "image.tag and image.digest are both set: a digest is exactly one image. Take one of them out (--set image.digest= for an upgrade by tag)" }}
+{{- end -}}
 {{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
