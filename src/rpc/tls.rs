@@ -224,7 +224,6 @@ fn stamp(files: &Files) -> Stamp {
 
 impl Loaded {
     fn read(files: &Files) -> Result<Loaded, TlsError> {
-        let read = |path: &Path| fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source });
         let texts = (read(&files.certificate)?, read(&files.key)?, read(&files.authorities)?);
         let whose = files.all().map(|path| path.display().to_string());
         Self::new([&whose[0], &whose[1], &whose[2]], &texts.0, &texts.1, &texts.2)
@@ -239,10 +238,7 @@ impl Loaded {
         let chain = certificates(whose[0], chain)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|_| TlsError::Empty { whose: whose[1].to_owned(), what: "private key" })?;
-        let mut roots = RootCertStore::empty();
-        for root in certificates(whose[2], authorities)? {
-            roots.add(root).map_err(unusable)?;
-        }
+        let roots = roots(whose[2], authorities)?;
         let facts = chain.first().and_then(|leaf| facts_of(leaf));
         let expires = facts.and_then(|facts| i64::try_from(facts.validity.until).ok()).unwrap_or_default();
         let roots = Arc::new(roots);
@@ -268,18 +264,25 @@ impl Loaded {
     }
 }
 
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })
+}
+
 /// Whether a file has authorities to trust.
 ///
 /// # Errors
 /// When it cannot be read, or has none.
 pub fn check_authorities(path: &Path) -> Result<(), TlsError> {
-    let text = fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source })?;
-    let whose = path.display().to_string();
+    let text = read(path)?;
+    roots(&path.display().to_string(), &text).map(drop)
+}
+
+fn roots(whose: &str, authorities: &[u8]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for root in certificates(&whose, &text)? {
-        roots.add(root).map_err(|source| TlsError::Unusable { whose: whose.clone(), source })?;
+    for root in certificates(whose, authorities)? {
+        roots.add(root).map_err(|source| TlsError::Unusable { whose: whose.to_owned(), source })?;
     }
-    Ok(())
+    Ok(roots)
 }
 
 fn certificates(whose: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
