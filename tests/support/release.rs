@@ -120,11 +120,19 @@ impl Release {
 
     /// `helm install`, which waits until all pods are ready.
     pub fn install(&self, more: &[&str]) -> Answer {
-        let values = values(TAGS[0]);
-        let words: Vec<&str> = values.iter().map(String::as_str).chain(more.iter().copied()).collect();
-        let chart = chart();
-        let given = [chart.as_str(), "--create-namespace", "--wait", "--timeout=120s"];
-        self.helm("install", &given.into_iter().chain(words).collect::<Vec<_>>())
+        self.with_chart("install", TAGS[0], &[&["--create-namespace"], more].concat())
+    }
+
+    /// `helm upgrade` to a tag of the image, which waits until all pods are ready.
+    pub fn upgrade(&self, tag: &str, more: &[&str]) {
+        let upgraded = self.with_chart("upgrade", tag, more);
+        assert!(upgraded.succeeded(), "{upgraded}\n{}", self.logs());
+    }
+
+    fn with_chart(&self, verb: &str, tag: &str, more: &[&str]) -> Answer {
+        let (chart, values) = (chart(), values(tag));
+        let given = [chart.as_str(), "--wait", "--timeout=120s"].into_iter().chain(values.iter().map(String::as_str));
+        self.helm(verb, &given.chain(more.iter().copied()).collect::<Vec<_>>())
     }
 
     /// A helm command about the release: `install`, `upgrade`, `rollback`, `test`, `status`, `uninstall`.
@@ -303,7 +311,7 @@ fn chart() -> String {
 }
 
 /// The values that a person with an image of their own gives.
-pub fn values(tag: &str) -> [String; 5] {
+fn values(tag: &str) -> [String; 5] {
     [
         format!("--set=image.repository={IMAGE}"),
         format!("--set-string=image.tag={tag}"),

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::underway::{SOON, Underway};
 use crate::{
     lab::child::wait_for,
-    release::{NAMESPACE, NODES, Release, values},
+    release::{NAMESPACE, NODES, Release, TAGS},
 };
 
 /// Of the successor that this test puts there: it is trusted for an eighth of it before it signs.
@@ -26,11 +26,7 @@ const LIFETIME: Duration = Duration::from_secs(600);
 
 /// The release as it was installed, but for `more`.
 pub(super) fn chart(release: &Release, more: &[&str]) {
-    let chart = format!("{}/charts/driftline", env!("CARGO_MANIFEST_DIR"));
-    let values = values(crate::release::TAGS[0]);
-    let words = [chart.as_str(), "--wait", "--timeout=120s"].into_iter().chain(values.iter().map(String::as_str));
-    let upgraded = release.helm("upgrade", &words.chain(more.iter().copied()).collect::<Vec<_>>());
-    assert!(upgraded.succeeded(), "{upgraded}");
+    release.upgrade(TAGS[0], more);
     release.wait_until_ready();
 }
 

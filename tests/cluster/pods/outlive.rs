@@ -12,16 +12,8 @@ use serde_json::json;
 use super::underway::{SOON, Underway};
 use crate::{
     lab::child::wait_for,
-    release::{NAMESPACE, NODES, Release, TAGS, values},
+    release::{NAMESPACE, NODES, Release, TAGS},
 };
-
-fn upgrade(release: &Release, tag: &str) {
-    let chart = format!("{}/charts/driftline", env!("CARGO_MANIFEST_DIR"));
-    let values = values(tag);
-    let words = [chart.as_str(), "--wait", "--timeout=120s"].into_iter().chain(values.iter().map(String::as_str));
-    let upgraded = release.helm("upgrade", &words.collect::<Vec<_>>());
-    assert!(upgraded.succeeded(), "{upgraded}\n{}", release.logs());
-}
 
 fn images(release: &Release) -> String {
     let path = "jsonpath={.items[*].spec.containers[*].image}";
@@ -32,7 +24,7 @@ fn images(release: &Release) -> String {
 fn runs_outlive_an_upgrade_and_a_rollback() {
     let (release, _turn) = Release::take();
     let runs = NODES.map(|node| Underway::at_half(release, node));
-    upgrade(release, TAGS[1]);
+    release.upgrade(TAGS[1], &[]);
     release.wait_until_ready();
     runs.iter().for_each(Underway::goes_on);
     assert!(!images(release).contains(&format!(":{}", TAGS[0])), "{}", images(release));
