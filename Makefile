@@ -38,8 +38,9 @@ base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/imag
 nodes = [ "$$(id -u)" = 0 ] || { echo "make $@ starts real nodes, which needs the rights of root: run it as root" >&2; exit 1; }
 build = stage "tools" tests/install-tools; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
-# With real parts, most of a test is waiting for them.
+# With real parts, most of a test is waiting for them; with nodes, nearly all of it.
 more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
+many_threads = env RUST_TEST_THREADS=$$((4 * $$(nproc)))
 linting = stage "format" cargo fmt --check; \
 	stage "clippy" cargo clippy --locked --features fake --all-targets -- -D warnings; \
 	stage "clippy of the sandbox, no test of its own" cargo clippy --locked --features fake --test sandbox -- -D warnings; \
@@ -66,7 +67,7 @@ test:
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(more_threads) $(cargo_test) --test qemu
-	stage "tests with Kubernetes and QEMU" $(more_threads) $(cargo_test) --test cluster
+	stage "tests with Kubernetes and QEMU" $(many_threads) $(cargo_test) --test cluster
 
 bench:
 	@$(begin); $(build)
@@ -97,5 +98,5 @@ soak:
 	while [ "$$(date +%s)" -lt "$$until" ]; do
 		round=$$((round + 1))
 		stage "round $$round with QEMU" $(more_threads) $(cargo_test) --quiet --test qemu
-		stage "round $$round with Kubernetes and QEMU" $(more_threads) $(cargo_test) --quiet --test cluster
+		stage "round $$round with Kubernetes and QEMU" $(many_threads) $(cargo_test) --quiet --test cluster
 	done

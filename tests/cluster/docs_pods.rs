@@ -2,7 +2,7 @@
 //! installs, upgrades and uninstalls, and what is to be done on each node is done on each.
 //!
 //! What stands for what: a namespace and a machine of the test for those of the documents, and the bench's image, which
-//! its nodes have, for the one in the documents' registry. The release is the one that all tests have in turn: each test
+//! its nodes have, for the one in the documents' registry. The release is the one that tests have in turn: each test
 //! here leaves a new one.
 
 use std::{

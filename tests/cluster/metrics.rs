@@ -35,7 +35,12 @@ fn both_roles_count_what_a_run_did() {
     tenant.back_up("run", "g", "local");
     tenant.wait_for("backupruns.driftline.dev/run", "Complete", SOON);
     // Whoever watches may hear of the end a moment before it is counted.
-    let ended = |metrics: &str, role: &str| sum(metrics, &format!("driftline_{role}_runs_total"), &[]);
+    let ended = |metrics: &str, role: &str| {
+        let labels = ["kind=\"BackupRun\"", "result=\"Complete\""];
+        // An agent counts backups alone.
+        let labels = if role == "agent" { &labels[1..] } else { &labels[..] };
+        sum(metrics, &format!("driftline_{role}_runs_total"), labels)
+    };
     wait_for("both roles have counted the run", SOON, || {
         let now = (installation.metrics("controller"), installation.metrics(NODE));
         let counted = ended(&now.0, "controller") > ended(&before.0, "controller")

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 
 use crate::{
     bench::{Nodes, image::PROBE},
-    lab::child::wait_for,
+    lab::{child::wait_for, netns::Netns},
 };
 
 /// Says its node's name to whoever asks, and notes each of its starts on the node's own disk.
@@ -48,19 +48,6 @@ const STARTS: &str = "srv/driftline-hello/starts";
 /// The pods as the API server knows them, by the address that every pod has it at.
 const PODS_URL: &str = "https://10.96.0.1/api/v1/namespaces/default/pods";
 
-/// Runs a test of this file by another process in a network of its own, because there is one bench in each; false in that
-/// process itself.
-fn elsewhere(test: &str) -> bool {
-    const THERE: &str = "DRIFTLINE_TEST_ELSEWHERE";
-    if std::env::var_os(THERE).is_some() {
-        return false;
-    }
-    let output = alone(test).env(THERE, "1").output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
-    true
-}
-
 /// This very program with one test, in a network of its own.
 fn alone(test: &str) -> Command {
     let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/in-netns"));
@@ -71,9 +58,7 @@ fn alone(test: &str) -> Command {
 
 #[test]
 fn pods_on_real_nodes_run_reach_each_other_and_come_back_after_a_power_cut() {
-    if elsewhere("pods_on_real_nodes_run_reach_each_other_and_come_back_after_a_power_cut") {
-        return;
-    }
+    let _inside = Netns::new().enter();
     let before = Machine::now();
     let mut lap = Lap::start();
     let nodes = Nodes::start(&["node-a", "node-b"]);
@@ -254,13 +239,13 @@ struct Machine {
 
 impl Machine {
     fn now() -> Machine {
-        // /sys shows the network that it was mounted in, /proc the one that we are in.
-        let interfaces = fs::read_to_string("/proc/net/dev").unwrap();
+        // /sys shows the network that it was mounted in, /proc/net the one of the first thread.
+        let interfaces = fs::read_to_string("/proc/thread-self/net/dev").unwrap();
         let names = interfaces.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()));
         let interfaces = names.collect();
         Machine {
             interfaces,
-            routes: fs::read_to_string("/proc/net/route").unwrap(),
+            routes: fs::read_to_string("/proc/thread-self/net/route").unwrap(),
             mounts: fs::read_to_string("/proc/self/mounts").unwrap(),
         }
     }

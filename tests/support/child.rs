@@ -1,7 +1,8 @@
 //! Child processes that never outlive the test: killed when dropped, and by the kernel when the test process is killed.
 //!
 //! `PR_SET_PDEATHSIG` acts when the *thread* that forked ends, not its process. So one thread that lives as long as
-//! the process starts all children; a machine that is kept in a `static` survives the test that made it.
+//! the process starts all children, each in the network of the thread that wants it; a machine that is kept in a `static`
+//! survives the test that made it.
 
 use std::{
     io,
@@ -9,6 +10,8 @@ use std::{
     sync::{Mutex, OnceLock, mpsc},
     time::{Duration, Instant},
 };
+
+use super::netns::Netns;
 
 /// A running child. Dropping it kills it with SIGKILL and waits for its end.
 pub struct Guarded(Child);
@@ -64,17 +67,23 @@ impl Drop for Guarded {
 
 /// Asks again and again until there is an answer; panics with `what` past the deadline.
 pub fn wait_for<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + deadline;
+    let began = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < end, "Waited {deadline:?} in vain: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        assert!(began.elapsed() < deadline, "Waited {deadline:?} in vain: {what}");
+        pause(began);
     }
 }
 
-type Order = (Command, mpsc::Sender<io::Result<Child>>);
+/// Sleeps before the next question of somebody who waits since then: the longer it takes, the less it matters when it is
+/// seen, and to ask is not for nothing.
+pub fn pause(since: Instant) {
+    std::thread::sleep((since.elapsed() / 10).clamp(Duration::from_millis(10), Duration::from_millis(250)));
+}
+
+type Order = (Command, Netns, mpsc::Sender<io::Result<Child>>);
 
 fn spawn(command: Command) -> io::Result<Child> {
     static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
@@ -83,7 +92,8 @@ fn spawn(command: Command) -> io::Result<Child> {
         std::thread::Builder::new()
             .name("child-starter".into())
             .spawn(move || {
-                for (mut command, reply) in inbox {
+                for (mut command, network, reply) in inbox {
+                    network.move_thread();
                     let _ = reply.send(command.spawn());
                 }
             })
@@ -94,7 +104,7 @@ fn spawn(command: Command) -> io::Result<Child> {
     starter
         .lock()
         .expect("no starter panics")
-        .send((command, reply))
+        .send((command, Netns::current(), reply))
         .expect("the starter lives as long as the process");
     answer.recv().expect("the starter answers")
 }

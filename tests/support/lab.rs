@@ -8,6 +8,7 @@ pub mod child;
 pub mod disk;
 pub mod machine;
 pub mod monitor;
+pub mod netns;
 pub mod proxy;
 pub mod proxy_rules;
 pub mod reference;

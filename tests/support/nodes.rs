@@ -27,7 +27,7 @@ use std::{
     panic,
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     thread,
@@ -55,17 +55,15 @@ struct Bench {
     image: PathBuf,
     proxy_kubeconfig: PathBuf,
     _bridge: network::Bridge,
-    _turn: Turn,
 }
 
 impl Nodes {
     /// Starts a control plane and a worker for each name; returns when all are Ready and pods can be made.
     ///
-    /// There is one bench at a time in a process: another test's waits here.
+    /// All of it is in the network namespace of the calling thread, which has room for one bench: see `lab::netns`.
     pub fn start(names: &[&str]) -> Nodes {
         let folder = process::folder_that_ends_with_us("driftline-nodes");
         needs::check(&folder);
-        let turn = Turn::wait();
         let bridge = network::Bridge::start();
         let name = folder.file_name().and_then(|name| name.to_str()).expect("The folder has a name").to_owned();
         let cgroups = cgroups::Cgroups::named(name);
@@ -73,7 +71,7 @@ impl Nodes {
         let server = SocketAddrV4::new(network::GATEWAY, free_port());
         let plane = ControlPlane::start_as(Shape::for_nodes(server));
         let proxy_kubeconfig = plane.client_kubeconfig("system:kube-proxy", None);
-        let bench = Arc::new(Bench { plane, cgroups, folder, image, proxy_kubeconfig, _bridge: bridge, _turn: turn });
+        let bench = Arc::new(Bench { plane, cgroups, folder, image, proxy_kubeconfig, _bridge: bridge });
         let nodes = Nodes { nodes: Mutex::default(), started: AtomicU8::new(0), bench };
         nodes.add_all(names);
         nodes.wait_for_accounts();
@@ -149,27 +147,5 @@ impl Nodes {
                 start.join().unwrap_or_else(|why| panic::resume_unwind(why));
             }
         });
-    }
-}
-
-/// The turn of one bench: the bridge and its addresses are there once in a process' network.
-struct Turn;
-
-static TAKEN: Mutex<bool> = Mutex::new(false);
-static GIVEN_BACK: Condvar = Condvar::new();
-
-impl Turn {
-    fn wait() -> Turn {
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut taken = GIVEN_BACK.wait_while(taken, |taken| *taken).unwrap_or_else(PoisonError::into_inner);
-        *taken = true;
-        Turn
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) = false;
-        GIVEN_BACK.notify_one();
     }
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::{
     controlplane::{Answer, ControlPlane},
-    lab::child::wait_for,
+    lab::child::{pause, wait_for},
 };
 
 /// The version of the kinds.
@@ -82,17 +82,23 @@ impl Objects {
     /// `kubectl wait --for=condition=…`, with the logs when it does not come.
     #[track_caller]
     pub fn wait_for(&self, object: &str, condition: &str, within: Duration) {
-        self.wait_until(object, condition, within, || {
-            self.condition(object, condition).filter(|found| found["status"] == "True")
-        });
+        self.wait_until(object, condition, within, || self.comes(object, condition));
     }
 
     /// Waits until a condition is False, and gives it: reason and message are for the test to look at.
     #[track_caller]
     pub fn refusal(&self, object: &str, condition: &str, within: Duration) -> Value {
-        self.wait_until(object, &format!("{condition}=False"), within, || {
-            self.condition(object, condition).filter(|found| found["status"] == "False")
-        })
+        let what = format!("{condition}=False");
+        self.wait_until(object, &what, within, || self.comes(object, &what));
+        self.condition(object, condition).unwrap_or_else(|| panic!("{object} has lost its condition {condition}"))
+    }
+
+    /// Whether it comes in a while: the server tells of it, where to ask again and again would keep the machine busy.
+    fn comes(&self, object: &str, condition: &str) -> Option<()> {
+        // Not for longer: what is not there yet, or a server that is gone, ends it at once.
+        self.kubectl(["wait", &format!("--for=condition={condition}"), object, "--timeout=20s"])
+            .succeeded()
+            .then_some(())
     }
 
     /// Waits until a run has failed, and gives its condition `Failed`. Panics when it completes.
@@ -115,19 +121,19 @@ impl Objects {
     /// Asks until there is an answer; panics with the object, the Events and the logs when none comes.
     #[track_caller]
     pub fn wait_until<T>(&self, object: &str, what: &str, within: Duration, ask: impl Fn() -> Option<T>) -> T {
-        let deadline = Instant::now() + within;
+        let began = Instant::now();
         loop {
             if let Some(answer) = ask() {
                 return answer;
             }
             assert!(
-                Instant::now() < deadline,
+                began.elapsed() < within,
                 "{object} is not {what} within {within:?}:\n{}\n{}\n{}",
                 self.kubectl(["get", object, "-o", "yaml"]),
                 self.kubectl(["get", "events.events.k8s.io"]),
                 (self.logs)()
             );
-            std::thread::sleep(Duration::from_millis(100));
+            pause(began);
         }
     }
 

@@ -1,5 +1,5 @@
-//! Driftline on real nodes, as a person has it: the image, `helm install`, pods. One cluster serves the whole binary; its
-//! tests drain nodes and stop daemons, so one test has it at a time, and leaves it whole.
+//! Driftline on real nodes, as a person has it: the image, `helm install`, pods. A few clusters serve the whole binary; its
+//! tests drain nodes and stop daemons, so one test has a cluster at a time, and leaves it whole.
 // Each binary that includes this uses its own part of it.
 #![allow(dead_code, unreachable_pub)]
 
@@ -8,18 +8,22 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::{
-        Mutex, MutexGuard, OnceLock,
+        Condvar, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
-    bench::Nodes,
+    bench::{Node, Nodes},
     controlplane::{Answer, ControlPlane},
-    lab::{child::wait_for, machine::Plan},
+    lab::{
+        child::pause,
+        machine::Plan,
+        netns::{Inside, Netns},
+    },
     objects::Objects,
 };
 
@@ -31,6 +35,8 @@ pub const NODES: [&str; 2] = ["node-a", "node-b"];
 pub const IMAGE: &str = "driftline.test/driftline";
 /// The image's tags.
 pub const TAGS: [&str; 2] = ["1", "2"];
+/// Clusters at once: most of a test is waiting.
+const AT_ONCE: usize = 3;
 /// Where the nodes have machines' sockets and disks.
 const MACHINES: &str = "/run/qemu";
 /// What host.toml of every node says.
@@ -49,13 +55,15 @@ pub struct Release {
 }
 
 impl Release {
-    /// The one cluster of this test binary, with the chart installed; another test waits until the guard is dropped.
-    pub fn take() -> (&'static Release, MutexGuard<'static, ()>) {
-        static SHARED: OnceLock<Release> = OnceLock::new();
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let turn =
-            ONE_AT_A_TIME.lock().expect("A test before this one has failed, and left the cluster as it was then");
-        let release = SHARED.get_or_init(Release::prepare);
+    /// A cluster for one test, with the chart installed; there are a few, and another test waits until one is given back.
+    pub fn take() -> (&'static Release, Turn) {
+        let mut turn = Turn::wait();
+        let (release, _) = turn.cluster.get_or_insert_with(|| {
+            let network = Netns::new();
+            turn.inside = Some(network.enter());
+            (Box::leak(Box::new(Release::prepare())), network)
+        });
+        let release = *release;
         if !release.helm("status", &[]).succeeded() {
             release.install(&[]).ok();
         }
@@ -74,12 +82,12 @@ impl Release {
 
     /// A cluster whose nodes have the image and the files that a person gives each host; nothing is installed yet.
     pub fn prepare() -> Release {
-        let images = TAGS.map(image);
+        let image = image(TAGS[0]);
         let nodes = Nodes::start(&NODES);
         std::thread::scope(|scope| {
             for node in NODES {
-                let (images, nodes) = (&images, &nodes);
-                scope.spawn(move || images.iter().for_each(|image| nodes.node(node).load_image(image)));
+                let (image, nodes) = (&image, &nodes);
+                scope.spawn(move || load(&nodes.node(node), image));
             }
         });
         Release::on(nodes)
@@ -96,9 +104,7 @@ impl Release {
 
     /// One more worker, with all that the others have.
     pub fn add_node(&self, name: &str) {
-        let images = TAGS.map(image);
-        let node = self.nodes.add(name);
-        images.iter().for_each(|image| node.load_image(image));
+        load(&self.nodes.add(name), &image(TAGS[0]));
         self.make_host(name);
     }
 
@@ -147,12 +153,17 @@ impl Release {
             let answer = self.plane().kubectl(["rollout", "status", workload, "-n", NAMESPACE, "--timeout=120s"]);
             assert!(answer.succeeded(), "{answer}\n{}", self.logs());
         }
-        wait_for("every agent answers", Duration::from_secs(60), || {
+        let began = Instant::now();
+        loop {
             let text = self.controller_metrics();
             let answers =
-                |node: &str| text.contains(&format!("driftline_controller_agent_connected{{node=\"{node}\"}} 1"));
-            NODES.iter().all(|node| answers(node)).then_some(())
-        });
+                |node: &&str| text.contains(&format!("driftline_controller_agent_connected{{node=\"{node}\"}} 1"));
+            if NODES.iter().all(|node| answers(node)) {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "not every agent answers:\n{text}\n{}", self.logs());
+            pause(began);
+        }
     }
 
     /// The controller's metrics, through the API server.
@@ -163,17 +174,24 @@ impl Release {
 
     /// The name of the pod of a node's agent.
     pub fn agent_pod(&self, node: &str) -> String {
-        let selector = format!("--field-selector=spec.nodeName={node}");
-        let path = "jsonpath={.items[0].metadata.name}";
-        let words = ["get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent", &selector, "-o", path];
-        self.plane().kubectl(words).stdout()
+        let pod = self.pod("agent", |pod| pod["spec"]["nodeName"] == node);
+        pod["metadata"]["name"].as_str().expect("A pod has a name").to_owned()
     }
 
     /// The node that the controller runs on.
     pub fn controllers_node(&self) -> String {
-        let path = "jsonpath={.items[0].spec.nodeName}";
-        let selector = "app.kubernetes.io/component=controller";
-        self.plane().kubectl(["get", "pods", "-n", NAMESPACE, "-l", selector, "-o", path]).ok()
+        let pod = self.pod("controller", |pod| pod["spec"]["nodeName"].is_string());
+        pod["spec"]["nodeName"].as_str().expect("It has one").to_owned()
+    }
+
+    /// A pod of a component that is to stay.
+    fn pod(&self, component: &str, is_meant: impl Fn(&Value) -> bool) -> Value {
+        let selector = format!("app.kubernetes.io/component={component}");
+        let pods = self.plane().kubectl(["get", "pods", "-n", NAMESPACE, "-l", &selector, "-o", "json"]).ok();
+        let pods: Value = serde_json::from_str(&pods).expect("kubectl prints JSON");
+        let mut pods = pods["items"].as_array().expect("A list has items").iter();
+        let pod = pods.find(|pod| pod["metadata"]["deletionTimestamp"].is_null() && is_meant(pod));
+        pod.unwrap_or_else(|| panic!("There is no such pod of the {component}:\n{}", self.logs())).clone()
     }
 
     /// A new namespace for a test.
@@ -201,6 +219,12 @@ impl Release {
         assert!(status.is_ok_and(|status| status.success()), "{} of {node} cannot be mounted", at.display());
     }
 
+    /// Takes away what `mount` has made.
+    pub fn unmount(&self, node: &str, at: &Path) {
+        let status = self.nodes.node(node).enter("umount").arg("--lazy").arg(at).status();
+        assert!(status.is_ok_and(|status| status.success()), "{} of {node} cannot be unmounted", at.display());
+    }
+
     /// A machine's socket, as every node has it.
     pub fn socket_on_node(&self, qmp: &Path) -> PathBuf {
         Path::new(MACHINES).join(qmp.strip_prefix(&self.machines).expect("It is a machine of the release"))
@@ -216,6 +240,57 @@ impl Release {
             self.plane().kubectl(words).stdout()
         };
         format!("{pods}{events}\n{}\n{}\n{}", log("controller"), log("agent"), self.nodes.logs())
+    }
+}
+
+/// A cluster that one test has. Dropped, the next one has it, unless this one has failed and left it as it was then.
+pub struct Turn {
+    cluster: Option<Cluster>,
+    /// The thread is in the cluster's network.
+    inside: Option<Inside>,
+}
+
+type Cluster = (&'static Release, Netns);
+
+struct Clusters {
+    free: Vec<Cluster>,
+    made: usize,
+    lost: usize,
+}
+
+static CLUSTERS: Mutex<Clusters> = Mutex::new(Clusters { free: Vec::new(), made: 0, lost: 0 });
+static GIVEN_BACK: Condvar = Condvar::new();
+
+impl Turn {
+    /// Waits for one that is there already, or may be made.
+    fn wait() -> Turn {
+        let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(cluster) = clusters.free.pop() {
+                let inside = cluster.1.enter();
+                return Turn { cluster: Some(cluster), inside: Some(inside) };
+            }
+            if clusters.made < AT_ONCE {
+                clusters.made += 1;
+                return Turn { cluster: None, inside: None };
+            }
+            assert!(
+                clusters.lost < AT_ONCE,
+                "Tests before this one have failed, and left their clusters as they were then"
+            );
+            clusters = GIVEN_BACK.wait(clusters).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.cluster.take() {
+            Some(cluster) if !std::thread::panicking() => clusters.free.push(cluster),
+            _ => clusters.lost += 1,
+        }
+        GIVEN_BACK.notify_all();
     }
 }
 
@@ -289,6 +364,14 @@ impl Team {
 fn team_name(index: usize) -> String {
     assert!(index < TEAMS, "There are more teams than the hosts' files name: raise TEAMS");
     format!("team-{index:02}")
+}
+
+/// Gives a node the image, under both of its tags.
+fn load(node: &Node, archive: &Path) {
+    node.load_image(archive);
+    let [first, second] = TAGS.map(|tag| format!("{IMAGE}:{tag}"));
+    let output = node.enter("ctr").args(["--namespace", "k8s.io", "images", "tag", &first, &second]).output();
+    assert!(output.as_ref().is_ok_and(|output| output.status.success()), "{output:?}");
 }
 
 /// What a person brings to each host.

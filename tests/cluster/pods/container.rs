@@ -69,11 +69,11 @@ fn a_guest_in_a_pod_is_backed_up_and_nothing_is_opened_by_its_paths() {
     let link = short.path().join("m");
     symlink(&seen, &link).unwrap();
     let mut monitor = Monitor::connect(&link.join("test"));
-    let mut qemu_io = |command: &str| {
+    let qemu_io = |monitor: &mut Monitor, command: &str| {
         let said = monitor.human(&format!("qemu-io -d /machine/peripheral/disk0/virtio-backend \"{command}\""));
         assert_eq!(said, "");
     };
-    qemu_io("write -P 0x77 0 8M");
+    qemu_io(&mut monitor, "write -P 0x77 0 8M");
 
     team.declare_guest(NODE, "g", &folder.join("qmp"));
     team.wait_for("guests.driftline.dev/g", "Ready", SOON);
@@ -82,14 +82,17 @@ fn a_guest_in_a_pod_is_backed_up_and_nothing_is_opened_by_its_paths() {
     assert!(quirks.contains(&json!("OwnFileSystem")), "{guest:#}");
     team.repository(NODE, "local");
 
-    qemu_io("flush");
+    qemu_io(&mut monitor, "flush");
     let reference = short.path().join("reference.raw");
     run(Command::new("qemu-img").args(["convert", "-U", "-O", "raw"]).arg(seen.join("disk0.qcow2")).arg(&reference));
     let mut spec = team.backup_spec("g", "local");
-    spec["transfer"] = json!({ "bandwidth": "4Mi" });
+    spec["transfer"] = json!({ "bandwidth": "1Mi" });
     team.create("BackupRun", "run", spec).ok();
     team.wait_for("backuprun.driftline.dev/run", "CheckpointCreated", SOON);
-    qemu_io("write -P 0x11 0 8M");
+    qemu_io(&mut monitor, "write -P 0x11 0 4M");
+    let jobs = monitor.execute("query-jobs", json!({}));
+    assert_eq!(jobs[0]["status"], "running", "it copies while the guest writes: {jobs}");
+    monitor.execute("block-job-set-speed", json!({ "device": jobs[0]["id"], "speed": 0 }));
     team.wait_for("backuprun.driftline.dev/run", "Complete", SOON);
     let files = team.restore("back", &team.point_of("run"), NODE, &["disk0"]);
     team.wait_for("restorerun.driftline.dev/back", "Complete", SOON);

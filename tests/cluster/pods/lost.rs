@@ -23,9 +23,9 @@ fn after_a_power_cut_the_run_has_failed_with_its_reason_and_the_guests_next_run_
     });
     assert_eq!(guest["reason"], "AgentUnavailable", "{guest}");
     std::thread::sleep(Duration::from_secs(120).saturating_sub(cut.elapsed()));
-    assert!(
-        run.team.condition("backuprun.driftline.dev/run", "Failed").is_none_or(|failed| failed["status"] != "True")
-    );
+    let waiting = run.team.get("backuprun.driftline.dev", "run");
+    assert!(waiting["status"]["agent"]["lostSince"].is_string(), "{waiting:#}");
+    assert!(waiting["status"]["completionTime"].is_null(), "{waiting:#}");
     release.nodes.node(node).power_on();
     release.mount_machines(node);
     release.wait_until_ready();

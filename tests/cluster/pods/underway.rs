@@ -17,6 +17,8 @@ use crate::{
 const MIB: u64 = 1 << 20;
 /// Data of the disk, in MiB.
 const DATA: u64 = 64;
+/// Bytes per second of a job that is held: half of the data takes it minutes.
+const SLOW: u64 = 64 << 10;
 pub(super) const SOON: Duration = Duration::from_secs(120);
 
 /// A guest `g`, a repository `local` and a run `run` in a namespace of their own.
@@ -50,27 +52,38 @@ impl Underway {
             let (done, all) = (job["current-progress"].as_u64()?, job["total-progress"].as_u64()?);
             (all > 0 && done * 2 >= all).then(|| job["id"].clone())
         });
-        // What is copied from now on is copied very slowly.
-        machine.execute("block-job-set-speed", json!({ "device": job, "speed": 65536 }));
-        machine.write("disk0", 0x44, 0, 8 * MIB);
-        Underway { team, node, machine, proxy, reference, job }
+        let run = Underway { team, node, machine, proxy, reference, job };
+        run.set_speed(SLOW);
+        run.machine.write("disk0", 0x44, 0, 8 * MIB);
+        run
     }
 
-    /// The job is still the one that was seen, and goes on.
+    /// The job is still the one that was seen, it copies, and somebody follows it: what it copies from now on gets into the
+    /// status.
     #[track_caller]
     pub(super) fn goes_on(&self) {
         let jobs = self.machine.execute("query-jobs", json!({}));
         assert_eq!(jobs[0]["id"], self.job, "{jobs}");
         assert_eq!(jobs[0]["status"], "running", "{jobs}");
-        self.team.wait_until("backuprun.driftline.dev/run", "followed", SOON, || {
-            let run = self.team.kubectl(["get", "backuprun.driftline.dev/run", "-o", "jsonpath={.status.phase}"]);
-            (run.stdout() == "Copying").then_some(())
-        });
+        let told = || {
+            let run = self.team.get("backuprun.driftline.dev", "run");
+            assert_eq!(run["status"]["phase"], "Copying", "{run:#}");
+            run["status"]["disks"][0]["doneBytes"].as_u64().unwrap_or_else(|| panic!("{run:#}"))
+        };
+        let before = told();
+        self.set_speed(MIB);
+        let what = format!("told of as having copied more than {before} bytes");
+        self.team.wait_until("backuprun.driftline.dev/run", &what, SOON, || (told() > before).then_some(()));
+        self.set_speed(SLOW);
     }
 
     /// Lets it go on as fast as it can.
     pub(super) fn let_go(&self) {
-        self.machine.execute("block-job-set-speed", json!({ "device": self.job, "speed": 0 }));
+        self.set_speed(0);
+    }
+
+    fn set_speed(&self, speed: u64) {
+        self.machine.execute("block-job-set-speed", json!({ "device": self.job, "speed": speed }));
     }
 
     /// It ends Complete, by the job that was seen, after one transaction; the restore is exact; nothing is left.
