@@ -45,6 +45,7 @@ pub mod metrics;
 pub mod nodes;
 mod pause;
 pub mod point;
+mod ready;
 pub mod repository;
 pub mod restore;
 pub mod run;
@@ -110,8 +111,9 @@ async fn start(args: Args) -> Result<(), RunError> {
     let (ready, shown) =
         watch::channel(Readiness { ready: false, notes: vec!["The caches are being filled".to_owned()] });
     let admin = tokio::spawn(admin::serve(listener, Arc::new(registry), shown, end.clone()));
-    let telling = ready.clone();
-    let told = move |trouble: Option<&KeepError>| tell_authority(trouble, &telling);
+    let (trouble, troubled) = watch::channel(None);
+    let waiting = ready.clone();
+    let told = move |error: Option<&KeepError>| ready::tell_authority(error, &trouble, &waiting);
     let keeper = Keeper::new(client.clone(), clock::system(), args.place(), args.terms());
     let Some(kept) = keeper.begin(told, end.clone()).await else { return Ok(()) };
     let agents = Agents::new(kept.identity.clone());
@@ -119,14 +121,14 @@ async fn start(args: Args) -> Result<(), RunError> {
     let enroller = Enroller {
         client: client.clone(),
         agents: agents.clone(),
-        kept,
+        kept: kept.clone(),
         account: format!("system:serviceaccount:{}:{}", args.namespace, args.agents_account),
         clock: clock::system(),
         metrics: metrics.clone(),
     };
     let enrolling = tokio::spawn(enrol::keep(enroller, end.clone()));
     let (context, feeds) = Context::new(client, Arc::new(agents), clock::system(), metrics, args.forget_guests_after);
-    let answering = tokio::spawn(tell_ready(context.clone(), ready, end.clone()));
+    let answering = tokio::spawn(ready::tell(context.clone(), kept, troubled, ready, end.clone()));
     let inventory = tokio::spawn(inventory::keep(context.clone(), end.clone()));
     drive(context, feeds, end).await;
     // Runs go on in QEMU and on the agents; whoever comes next asks them.
@@ -211,40 +213,6 @@ fn repository_touched(context: &Context, object: &context::Guarded<BackupReposit
         for point in context.points.find(shown) {
             context.points.wake(&point.namespace().unwrap_or_default(), &point.name_any());
         }
-    }
-}
-
-/// Says what is wrong with the authority, and in `/readyz` as long as nothing is signed yet.
-fn tell_authority(trouble: Option<&KeepError>, ready: &watch::Sender<Readiness>) {
-    let Some(error) = trouble else { return tracing::info!("The authority can be used again") };
-    let text = sentence(error);
-    tracing::error!(reason = error.reason(), "{text}");
-    ready.send_if_modified(|readiness| {
-        if !readiness.ready {
-            readiness.notes = vec![format!("{}: {text}", error.reason())];
-        }
-        !readiness.ready
-    });
-}
-
-/// Keeps `/readyz` true to whether the caches are filled, with a word about agents that do not answer.
-async fn tell_ready(context: Arc<Context>, ready: watch::Sender<Readiness>, end: CancellationToken) {
-    context.synced().await;
-    tracing::info!("The caches are filled");
-    let mut tick = tokio::time::interval(Duration::from_secs(1));
-    while end.run_until_cancelled(tick.tick()).await.is_some() {
-        let answering = context.inventory.sessions();
-        let silent: Vec<_> = context.agents.nodes().into_iter().filter(|n| !answering.contains_key(n)).collect();
-        let mut notes = vec![format!("{} agents answer", answering.len())];
-        if !silent.is_empty() {
-            notes.push(format!("Agents that do not answer: {}", silent.join(", ")));
-        }
-        let readiness = Readiness { ready: true, notes };
-        ready.send_if_modified(|old| {
-            let changed = *old != readiness;
-            *old = readiness;
-            changed
-        });
     }
 }
 

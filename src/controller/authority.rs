@@ -99,6 +99,11 @@ pub fn trusted(stored: &Stored, now: u64) -> String {
     all.concat()
 }
 
+/// Whether an authority, the first of its chain, is among those that are trusted.
+pub fn trusts(trusted: &str, chain: &str) -> bool {
+    certificates(chain).next().is_some_and(|authority| certificates(trusted).any(|one| one == authority))
+}
+
 /// The certificates of a PEM text, one by one, each as a text that compares.
 fn certificates(pem: &str) -> impl Iterator<Item = String> + '_ {
     pem.split("-----BEGIN CERTIFICATE-----").skip(1).filter_map(|rest| {
@@ -226,8 +231,10 @@ mod tests {
             next: None,
             trusted: format!("{}{}", old.certificate, leaf.certificate),
         };
-        let found: Vec<_> = certificates(&trusted(&stored, NOW + 20)).collect();
+        let all = trusted(&stored, NOW + 20);
+        let found: Vec<_> = certificates(&all).collect();
         assert_eq!(found.len(), 2);
+        assert!(trusts(&all, &old.certificate) && !trusts(&all, &leaf.certificate) && !trusts(&all, ""));
         assert_eq!(facts(&found[0]).unwrap().validity.made(), NOW + 10);
     }
 

@@ -43,6 +43,13 @@ pub struct Node {
     pub node: String,
 }
 
+/// Whose certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Whose {
+    /// `controller` or `authority`.
+    pub of: &'static str,
+}
+
 /// What came of something.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Result {
@@ -62,10 +69,11 @@ pub struct ControllerMetrics {
     failures: Family<Failure, Counter>,
     agents: Family<Node, Gauge>,
     certificates: Family<Result, Counter>,
+    expiry: Family<Whose, Gauge>,
 }
 
 /// The names under which the numbers are shown, for the documentation and its test.
-pub const NAMES: [(&str, &str); 9] = [
+pub const NAMES: [(&str, &str); 10] = [
     ("driftline_controller_runs_total", "backups and restores that ended, by kind, result and reason"),
     ("driftline_controller_stored_bytes_total", "bytes that complete backups stored"),
     ("driftline_controller_run_duration_seconds", "time from a backup's start on an agent to its end"),
@@ -75,6 +83,10 @@ pub const NAMES: [(&str, &str); 9] = [
     ("driftline_controller_reconcile_errors_total", "reconciles that failed, by kind and reason"),
     ("driftline_controller_agent_connected", "1 where the node's agent answers, 0 where it does not"),
     ("driftline_controller_agent_certificates_total", "certificates that agents were given, or why not, by result"),
+    (
+        "driftline_controller_certificate_expiry_timestamp_seconds",
+        "when the certificate of the controller, and that of the authority, ends, since 1970",
+    ),
 ];
 
 impl ControllerMetrics {
@@ -92,6 +104,7 @@ impl ControllerMetrics {
             failures: Family::default(),
             agents: Family::default(),
             certificates: Family::default(),
+            expiry: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("driftline_controller");
         registry.register("runs", "Backups and restores that ended", metrics.runs.clone());
@@ -125,6 +138,12 @@ impl ControllerMetrics {
             "agent_certificates",
             "Certificates that agents were given, or why not",
             metrics.certificates.clone(),
+        );
+        registry.register_with_unit(
+            "certificate_expiry_timestamp",
+            "When the certificate of the controller, and that of the authority, ends, since 1970",
+            Unit::Seconds,
+            metrics.expiry.clone(),
         );
         metrics
     }
@@ -160,6 +179,13 @@ impl ControllerMetrics {
         self.failures.get_or_create(&Failure { kind, reason }).inc();
     }
 
+    /// When the certificates of the controller and of the authority end, in seconds since 1970.
+    pub fn certificates_end(&self, controller: i64, authority: i64) {
+        for (of, second) in [("controller", controller), ("authority", authority)] {
+            self.expiry.get_or_create(&Whose { of }).set(second);
+        }
+    }
+
     /// An agent was given a certificate (`OK`), or why not.
     pub fn certificate(&self, result: &str) {
         self.certificates.get_or_create(&Result { result: result.to_owned() }).inc();
@@ -191,6 +217,7 @@ mod tests {
         metrics.failed("BackupRun", "WriteStatusFailed");
         metrics.agent("n1", true);
         metrics.certificate("OK");
+        metrics.certificates_end(1, 2);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for (name, _) in NAMES {

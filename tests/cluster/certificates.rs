@@ -117,3 +117,28 @@ fn a_new_authority_is_taken_up_and_the_old_one_is_trusted_until_it_ends() {
     installation.wait_until_ready();
     eventually(installation, "connections", || NODES.iter().all(|node| is_connected(installation, node)));
 }
+
+#[test]
+fn trouble_with_the_authority_is_said_and_ends_no_connection() {
+    let (installation, _turn) = Installation::to_kill();
+    eventually(installation, "connections", || NODES.iter().all(|node| is_connected(installation, node)));
+    let map = ["configmap", "driftline-authority", "-n", NAMESPACE];
+    let before = installation.plane.kubectl(["get"].into_iter().chain(map).chain(["-o", "json"])).ok();
+    let mut before: serde_json::Value = serde_json::from_str(&before).unwrap();
+    before["metadata"] = serde_json::json!({
+        "name": before["metadata"]["name"], "labels": before["metadata"]["labels"], "namespace": NAMESPACE,
+    });
+    installation.plane.kubectl(["delete"].into_iter().chain(map)).ok();
+    eventually(installation, "a word of it", || {
+        installation
+            .readiness("controller")
+            .contains("AuthorityUnavailable: Reading ConfigMap driftline-system/driftline")
+    });
+    assert!(NODES.iter().all(|node| is_connected(installation, node)));
+    let ends = |of: &str| {
+        number(installation, &format!("driftline_controller_certificate_expiry_timestamp_seconds{{of=\"{of}\"}}"))
+    };
+    assert!(Validity::days(29).until as f64 <= ends("controller") && ends("controller") < ends("authority"));
+    installation.plane.apply(NAMESPACE, &before.to_string()).ok();
+    eventually(installation, "the end of it", || !installation.readiness("controller").contains("Authority"));
+}

@@ -193,6 +193,12 @@ impl Installation {
         http_get(&admin, "/metrics").unwrap_or_else(|why| panic!("{role} gives no metrics: {why}"))
     }
 
+    /// What a role says of itself while it is ready.
+    pub fn readiness(&self, role: &str) -> String {
+        let admin = self.admin(role);
+        http_get(&admin, "/readyz").unwrap_or_else(|why| panic!("{role} is not ready: {why}"))
+    }
+
     /// The end of what controller and agents have logged, for a test's complaint.
     pub fn logs(&self) -> String {
         let controller = self.controller().as_ref().map(|role| role.process.log_tail()).unwrap_or_default();

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{SPREAD, Step, Stored, Terms, is_due, plan, signer, trusted};
+use super::{SPREAD, Step, Stored, Terms, is_due, plan, signer, trusted, trusts};
 use crate::{
     certs::authority::{Authority, AuthorityError, Pair, Validity, facts},
     clock::Clock,
@@ -142,12 +142,50 @@ pub struct Keeper {
     own: Option<(Pair, String)>,
     /// Since when another authority signs.
     other_since: Option<Instant>,
+    /// What was there when all was well last.
+    last: Option<Stored>,
+}
+
+/// What holds from now on.
+struct Now {
+    /// The controller's own certificate, and whom to trust.
+    own: (Pair, String),
+    signer: Arc<Signer>,
+}
+
+/// What the rest of the controller has of it.
+struct Used {
+    own: (Pair, String),
+    identity: Identity,
+    signer: watch::Sender<Arc<Signer>>,
+}
+
+impl Used {
+    fn take(used: &mut Option<Used>, now: Now) -> Result<(), KeepError> {
+        let Now { own, signer } = now;
+        let wrong = |source| KeepError::Own { source };
+        let Some(used) = used else {
+            let identity = Identity::of(WHOSE, &own.0, &own.1).map_err(wrong)?;
+            *used = Some(Used { own, identity, signer: watch::channel(signer).0 });
+            return Ok(());
+        };
+        if used.own != own {
+            used.identity.set(WHOSE, &own.0, &own.1).map_err(wrong)?;
+            used.own = own;
+        }
+        used.signer.send_if_modified(|before| {
+            let changed = before.authority.certificate() != signer.authority.certificate();
+            *before = signer;
+            changed
+        });
+        Ok(())
+    }
 }
 
 impl Keeper {
     /// Nothing is read yet.
     pub fn new(client: Client, clock: Clock, place: Place, terms: Terms) -> Keeper {
-        Keeper { client, clock, place, terms, own: None, other_since: None }
+        Keeper { client, clock, place, terms, own: None, other_since: None, last: None }
     }
 
     /// Waits until there is an authority, and goes on keeping it until `end`; None when that comes first. `tell` is told
@@ -164,40 +202,23 @@ impl Keeper {
 
     async fn keep(mut self, first: oneshot::Sender<Kept>, tell: impl Fn(Option<&KeepError>)) {
         let mut first = Some(first);
-        let mut kept: Option<(Identity, watch::Sender<Arc<Signer>>)> = None;
-        let (mut said, mut shown) = (String::new(), None);
+        let mut used: Option<Used> = None;
+        let mut said = String::new();
         let look = (self.terms.certificate / 20).clamp(LOOK.0, LOOK.1);
         loop {
-            let done = self.refresh().await.and_then(|(own, trusted, signer)| {
-                let now = Some((own, trusted));
-                if let (Some((own, trusted)), true) = (&now, now != shown) {
-                    let identity = match &kept {
-                        Some((identity, _)) => identity.set(WHOSE, own, trusted).map(|()| identity.clone()),
-                        None => Identity::of(WHOSE, own, trusted),
-                    };
-                    let identity = identity.map_err(|source| KeepError::Own { source })?;
-                    kept.get_or_insert_with(|| (identity, watch::channel(signer.clone()).0));
-                    shown = now;
-                }
-                Ok(signer)
-            });
-            match (done, &kept) {
-                (Ok(signer), Some((identity, sender))) => {
+            let (now, trouble) = self.refresh().await;
+            let done = now.map_or(Ok(()), |now| Used::take(&mut used, now));
+            match trouble.map_or(done, Err) {
+                Ok(()) => {
                     if !std::mem::take(&mut said).is_empty() {
                         tell(None);
                     }
-                    sender.send_if_modified(|before| {
-                        let changed = before.authority.certificate() != signer.authority.certificate();
-                        *before = signer;
-                        changed
-                    });
-                    if let Some(first) = first.take() {
+                    if let (Some(used), Some(first)) = (&used, first.take()) {
                         // Nobody waits any more only when the controller ends.
-                        let _ = first.send(Kept { identity: identity.clone(), signer: sender.subscribe() });
+                        let _ = first.send(Kept { identity: used.identity.clone(), signer: used.signer.subscribe() });
                     }
                 }
-                (Ok(_), None) => {}
-                (Err(error), _) => {
+                Err(error) => {
                     let text = sentence(&error);
                     if said != text {
                         tell(Some(&error));
@@ -209,26 +230,43 @@ impl Keeper {
         }
     }
 
-    /// Does what is to be done now: the controller's certificate, whom to trust, and who signs.
-    async fn refresh(&mut self) -> Result<(Pair, String, Arc<Signer>), KeepError> {
+    /// Does what is to be done now: the controller's certificate, whom to trust, and who signs. Where Secret or ConfigMap
+    /// are in trouble, what was there last holds, so that no certificate ends for it.
+    async fn refresh(&mut self) -> (Option<Now>, Option<KeepError>) {
         let now = u64::try_from((self.clock)().as_second()).unwrap_or_default();
-        let stored = self.settle(now).await?;
+        let trouble = match self.settle(now).await {
+            Ok(stored) => match self.hold(&stored, now) {
+                Ok(holds) => {
+                    self.last = Some(stored);
+                    return (Some(holds), None);
+                }
+                Err(error) => error,
+            },
+            Err(error) => error,
+        };
+        let last = self.last.clone();
+        (last.and_then(|last| self.hold(&last, now).ok()), Some(trouble))
+    }
+
+    fn hold(&mut self, stored: &Stored, now: u64) -> Result<Now, KeepError> {
         let secret = self.name(&self.place.secret);
-        let authority = signer(&stored).map_err(|source| KeepError::Unusable { secret: secret.clone(), source })?;
+        let authority = signer(stored).map_err(|source| KeepError::Unusable { secret: secret.clone(), source })?;
         let authority = authority.ok_or_else(|| KeepError::Missing { secret: secret.clone() })?;
         let validity = authority.validity();
         if now < validity.from || now >= validity.until {
             return Err(KeepError::NotNow { secret, validity, now });
         }
-        let own = self.own(&authority, now).map_err(|source| KeepError::Unusable { secret, source })?;
-        Ok((own, stored.trusted, Arc::new(Signer { authority, lifetime: self.terms.certificate })))
+        let own =
+            self.own(&authority, &stored.trusted, now).map_err(|source| KeepError::Unusable { secret, source })?;
+        let signer = Arc::new(Signer { authority, lifetime: self.terms.certificate });
+        Ok(Now { own: (own, stored.trusted.clone()), signer })
     }
 
-    /// The controller's own certificate: made anew when it is due, and when another authority has signed for so long that
-    /// every agent trusts it.
-    fn own(&mut self, authority: &Authority, now: u64) -> Result<Pair, AuthorityError> {
+    /// The controller's own certificate: made anew when it is due, when nobody trusts any more who signed it, and when
+    /// another authority has signed for so long that every agent trusts it.
+    fn own(&mut self, authority: &Authority, trusted: &str, now: u64) -> Result<Pair, AuthorityError> {
         if let Some((pair, by)) = &self.own {
-            let due = facts(&pair.certificate).is_none_or(|own| is_due(own.validity, now));
+            let due = facts(&pair.certificate).is_none_or(|own| is_due(own.validity, now)) || !trusts(trusted, by);
             let other = by != authority.certificate();
             let since = if other { *self.other_since.get_or_insert_with(Instant::now) } else { Instant::now() };
             if !due && since.elapsed() < SPREAD {
@@ -350,3 +388,6 @@ fn pair(secret: &Secret, [certificate, key]: [&str; 2]) -> Option<Pair> {
         (certificate, key) => Some(Pair { certificate: certificate.unwrap_or_default(), key: key.unwrap_or_default() }),
     }
 }
+
+#[cfg(test)]
+mod tests;
