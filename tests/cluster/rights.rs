@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::{controlplane::ControlPlane, guides::tree};
+use crate::{controlplane::ControlPlane, guides::tree, installation::Installation};
 
 const NAMESPACE: &str = "driftline-system";
 const PAGE: &str = "docs/security.md";
@@ -125,6 +125,54 @@ fn the_page_says_every_right_of_both_accounts_and_no_other() {
     };
     let accounts = table(&page(), "account").into_iter().map(|row| row[0].clone()).collect();
     assert_same("accounts", &accounts, &named(&objects, "ServiceAccount"));
+}
+
+/// What `kubectl auth can-i --list` says that an account may do in a namespace: verb, group, resource and name.
+fn listed(namespace: &str, account: &str) -> BTreeSet<[String; 4]> {
+    let who = format!("--as=system:serviceaccount:{account}");
+    let text = ControlPlane::shared().kubectl(["auth", "can-i", "--list", "--namespace", namespace, &who]).ok();
+    let mut rights = BTreeSet::new();
+    // Columns: resource.group/subresource, URLs, names, verbs; a line about URLs has no resource.
+    for line in text.lines().skip(1).filter(|line| !line.starts_with(' ')) {
+        let words = |cell: Option<&str>| -> Vec<String> {
+            let cell = cell.and_then(|cell| cell.split(']').next()).unwrap_or_else(|| panic!("{line}"));
+            cell.split_whitespace().map(str::to_owned).collect()
+        };
+        let mut cells = line.split('[');
+        let resource = cells.next().unwrap().trim().to_owned();
+        let [urls, names, verbs] = [(); 3].map(|()| words(cells.next()));
+        assert!(urls.is_empty(), "{line}");
+        let (resource, sub) = resource.find('/').map_or((resource.as_str(), ""), |slash| resource.split_at(slash));
+        let (resource, group) = resource.split_once('.').unwrap_or((resource, "core"));
+        let names = if names.is_empty() { vec![String::new()] } else { names };
+        for (verb, name) in verbs.iter().flat_map(|verb| names.iter().map(move |name| (verb, name))) {
+            rights.insert([verb.clone(), group.to_owned(), format!("{resource}{sub}"), name.clone()]);
+        }
+    }
+    rights
+}
+
+#[test]
+fn the_servers_list_of_what_both_accounts_may_is_the_pages_table() {
+    Installation::shared();
+    let page = said(&page());
+    for account in ["driftline-controller", "driftline-agent"] {
+        let ours = format!("{NAMESPACE}:{account}");
+        // What every account may: ask what it may.
+        let of_all = |namespace| listed(namespace, &format!("{NAMESPACE}:nobody"));
+        let everywhere = listed("default", &ours);
+        let here: BTreeSet<_> = listed(NAMESPACE, &ours).difference(&everywhere).cloned().collect();
+        let mut given = BTreeSet::new();
+        let rows = [("everywhere", &everywhere - &of_all("default")), (NAMESPACE, &here - &of_all(NAMESPACE))];
+        for (place, rights) in rows {
+            given.extend(rights.into_iter().map(|[verb, group, resource, name]| {
+                let place = if name.is_empty() { place.to_owned() } else { format!("{place}: {name}") };
+                [account.to_owned(), group, resource, verb, place]
+            }));
+        }
+        let said = page.iter().filter(|right| right[0] == account).cloned().collect();
+        assert_same("rights by the server", &said, &given);
+    }
 }
 
 #[test]
