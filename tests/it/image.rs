@@ -4,7 +4,6 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -138,32 +137,6 @@ fn the_programs_of_the_image_run_as_its_user_and_a_second_build_is_none() {
     assert_eq!(version(of_the_image("qemu-storage-daemon")), qemu_img, "of the same package");
     let users = std::fs::read_to_string(root.join("etc/passwd")).unwrap();
     assert!(users.contains("\ndriftline:x:64090:64090:"), "{users}");
-}
-
-#[test]
-fn the_sandbox_image_is_one_program_that_waits_until_it_is_told_to_end() {
-    if !is_root() {
-        return;
-    }
-    let (_, archive) = built(&["--pause"]);
-    let image = Image::read(&archive);
-    assert_eq!(
-        image.index["manifests"][0]["annotations"]["org.opencontainers.image.ref.name"],
-        "driftline.test/pause:1"
-    );
-    assert_eq!(image.config["created"], "1970-01-01T00:00:00Z");
-    assert_eq!(image.config["config"]["Entrypoint"], json!(["/pause"]));
-    assert_eq!(image.config["config"]["User"], "65535:65535");
-    let layers = image.layers();
-    assert_eq!(layers.len(), 1);
-    assert_eq!(files(&layers[0]), ["pause"]);
-
-    // Alone in its root file system, so without a library. It is told to end after a second, and ends well.
-    let mut command = Command::new("timeout");
-    command.args(["--preserve-status", "1", "chroot", "--userspec=65535:65535"]).arg(image.root()).arg("/pause");
-    let began = Instant::now();
-    run(&mut command);
-    assert!(began.elapsed() >= Duration::from_secs(1), "it ended by itself");
 }
 
 #[test]
