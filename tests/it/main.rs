@@ -3,6 +3,7 @@
 
 mod agent;
 mod architecture;
+mod argocd;
 mod controller;
 mod docs;
 mod engine;
