@@ -6,9 +6,8 @@
 //! It listens on free ports of one address, signs its own certificates, keeps everything in one temporary folder, and
 //! ends with the process that started it, whatever ends that. One server serves a whole test binary (`shared`); each
 //! test has a namespace of its own in it.
-// Each binary that includes this uses its own part of it, and `pub` is for the one that includes it. What it
-// says, it says to the person who runs the tests.
-#![allow(dead_code, unreachable_pub, clippy::print_stderr)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(clippy::print_stderr, reason = "what it says, it says to the person who runs the tests")]
 
 #[path = "controlplane/certificates.rs"]
 mod certificates;

@@ -5,8 +5,7 @@
 //! There is no kubelet: what it would give the pods, a token and the content of a ConfigMap, and what the pods of the
 //! chart's Service would give, the EndpointSlice, is written here. The latter may not carry a loopback address, so all of
 //! this runs inside of `tests/in-netns`.
-// Each binary that includes this uses its own part of it.
-#![allow(dead_code, unreachable_pub, unused_imports)]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses its part")]
 
 #[path = "installation/pod.rs"]
 mod pod;

@@ -1,6 +1,5 @@
 //! The objects of one namespace, by kubectl as a person would make and watch them.
-// Each binary that includes this uses its own part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::{
     path::Path,

@@ -1,29 +1,26 @@
 //! Driftline on real nodes, as a person has it: the image, `helm install`, pods. A few clusters serve the whole binary; its
 //! tests drain nodes and stop daemons, so one test has a cluster at a time, and leaves it whole.
-// Each binary that includes this uses its own part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+#[path = "release/turn.rs"]
+mod turn;
 
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Condvar, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
+pub use self::turn::Turn;
+
 use crate::{
     bench::{Node, Nodes},
     controlplane::{Answer, ControlPlane},
-    lab::{
-        child::pause,
-        machine::Plan,
-        netns::{Inside, Netns},
-    },
+    lab::{child::pause, machine::Plan, netns::Netns},
     objects::Objects,
 };
 
@@ -35,8 +32,6 @@ pub const NODES: [&str; 2] = ["node-a", "node-b"];
 pub const IMAGE: &str = "driftline.test/driftline";
 /// The image's tags.
 pub const TAGS: [&str; 2] = ["1", "2"];
-/// Clusters at once: most of a test is waiting.
-const AT_ONCE: usize = 3;
 /// Where the nodes have machines' sockets and disks.
 const MACHINES: &str = "/run/qemu";
 /// What host.toml of every node says.
@@ -158,7 +153,7 @@ impl Release {
             let text = self.controller_metrics();
             let answers =
                 |node: &&str| text.contains(&format!("driftline_controller_agent_connected{{node=\"{node}\"}} 1"));
-            if NODES.iter().all(|node| answers(node)) {
+            if NODES.iter().all(answers) {
                 break;
             }
             assert!(began.elapsed() < Duration::from_secs(60), "not every agent answers:\n{text}\n{}", self.logs());
@@ -240,57 +235,6 @@ impl Release {
             self.plane().kubectl(words).stdout()
         };
         format!("{pods}{events}\n{}\n{}\n{}", log("controller"), log("agent"), self.nodes.logs())
-    }
-}
-
-/// A cluster that one test has. Dropped, the next one has it, unless this one has failed and left it as it was then.
-pub struct Turn {
-    cluster: Option<Cluster>,
-    /// The thread is in the cluster's network.
-    inside: Option<Inside>,
-}
-
-type Cluster = (&'static Release, Netns);
-
-struct Clusters {
-    free: Vec<Cluster>,
-    made: usize,
-    lost: usize,
-}
-
-static CLUSTERS: Mutex<Clusters> = Mutex::new(Clusters { free: Vec::new(), made: 0, lost: 0 });
-static GIVEN_BACK: Condvar = Condvar::new();
-
-impl Turn {
-    /// Waits for one that is there already, or may be made.
-    fn wait() -> Turn {
-        let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            if let Some(cluster) = clusters.free.pop() {
-                let inside = cluster.1.enter();
-                return Turn { cluster: Some(cluster), inside: Some(inside) };
-            }
-            if clusters.made < AT_ONCE {
-                clusters.made += 1;
-                return Turn { cluster: None, inside: None };
-            }
-            assert!(
-                clusters.lost < AT_ONCE,
-                "Tests before this one have failed, and left their clusters as they were then"
-            );
-            clusters = GIVEN_BACK.wait(clusters).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        let mut clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.cluster.take() {
-            Some(cluster) if !std::thread::panicking() => clusters.free.push(cluster),
-            _ => clusters.lost += 1,
-        }
-        GIVEN_BACK.notify_all();
     }
 }
 
