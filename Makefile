@@ -5,7 +5,7 @@
 #   make sandbox   the same nodes, release and guest, left running for your own kubectl, until Ctrl-C (root)
 #   make test      every test; what CI runs
 #   make bench     the numbers: ratios, latencies, memory
-#   make crds      writes crds/ and docs/reference/ anew from the types in src/api
+#   make crds      writes crds/, the chart's kinds/ and docs/reference/ anew from the types in src/api
 #   make lint      format, clippy, licences, one TLS provider, shell scripts
 #   make image     the image with the release binary, as an archive for `ctr -n k8s.io images import`, and its size
 #   make soak      the tests that kill things, again and again for SOAK_MINUTES (30)
@@ -77,7 +77,7 @@ bench:
 
 crds:
 	@$(begin)
-	stage "write crds/ and docs/reference/" env DRIFTLINE_WRITE_GENERATED=1 $(cargo_test) --quiet --test it the_committed
+	stage "write crds/, the chart's kinds/ and docs/reference/" env DRIFTLINE_WRITE_GENERATED=1 $(cargo_test) --quiet --test it the_committed
 
 lint:
 	@$(begin)

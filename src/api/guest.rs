@@ -107,6 +107,7 @@ pub struct GuestStatus {
     pub capabilities: Vec<String>,
     /// What is peculiar about this QEMU. `FleecingUnsafe`: its version cannot keep a slow target from slowing the guest down.
     /// `OwnFileSystem`: it runs in a container, so its points have no command line and no firmware variables.
+    /// `FileSystemUnknown`: the same, because the agent cannot see whether it does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quirks: Vec<String>,
     /// The guest's disks.

@@ -28,7 +28,7 @@ use super::{
     block::BlockDevice,
     command::Command,
     event::Event,
-    process::Process,
+    process::{FileSystem, Process},
     quirks::{self, Known},
     schema::Schema,
     transport::{Reader, Writer},
@@ -70,7 +70,7 @@ pub(super) struct Facts {
     pub(super) version: Version,
     pub(super) out_of_band: bool,
     pub(super) process: Option<Process>,
-    pub(super) own_file_system: bool,
+    pub(super) file_system: FileSystem,
     pub(super) schema: Arc<Schema>,
     pub(super) known: Arc<Mutex<Known>>,
 }
@@ -180,9 +180,9 @@ impl Client {
         self.0.facts.process.as_ref()
     }
 
-    /// Whether QEMU runs in a container: its paths are not this host's, and nothing may be opened by them.
-    pub fn has_own_file_system(&self) -> bool {
-        self.0.facts.own_file_system
+    /// Whose files QEMU's paths name: only where they are this host's may anything be opened by them.
+    pub fn file_system(&self) -> FileSystem {
+        self.0.facts.file_system
     }
 
     /// What this QEMU can do.

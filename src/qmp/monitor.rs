@@ -9,7 +9,7 @@ use super::{
     Address, Client, ExecuteError,
     client::Facts,
     command::{QmpCapabilities, QueryBlock, QueryQmpSchema},
-    process::Process,
+    process::{FileSystem, Process},
     transport::{self, Reader},
     version::Version,
     wire::{self, Lines, MAX_LINE, Message, WireError},
@@ -208,7 +208,7 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
     let facts = Facts {
         version,
         out_of_band: !enable.is_empty(),
-        own_file_system: has_own_file_system(process.clone()).await,
+        file_system: file_system(process.clone()).await,
         process,
         schema: Arc::default(),
         known: Arc::default(),
@@ -222,11 +222,13 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
     Ok(client.with_schema(super::Schema::from(schema).shared()))
 }
 
-/// False where the process is not seen: then nothing is read of it anyway. A file system that hangs holds its reader.
-async fn has_own_file_system(process: Option<Process>) -> bool {
-    let Some(process) = process else { return false };
-    let looked = tokio::task::spawn_blocking(move || process.has_own_file_system());
-    !matches!(tokio::time::timeout(ROOT_DEADLINE, looked).await, Ok(Ok(false)))
+/// The host's where the process is not seen: then nothing is read of it anyway. A file system that hangs holds its reader.
+async fn file_system(process: Option<Process>) -> FileSystem {
+    let Some(process) = process else { return FileSystem::Host };
+    let looked = tokio::task::spawn_blocking(move || process.file_system());
+    tokio::time::timeout(ROOT_DEADLINE, looked)
+        .await
+        .map_or(FileSystem::Unknown, |seen| seen.unwrap_or(FileSystem::Unknown))
 }
 
 fn not_connected(address: &Address, source: io::Error) -> ConnectError {

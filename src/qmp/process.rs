@@ -33,6 +33,17 @@ pub struct Process {
     pub boot_id: String,
 }
 
+/// Whose files a process's paths name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// This host's.
+    Host,
+    /// Its own: it runs in a container.
+    Own,
+    /// That cannot be seen. Nothing may be opened by its paths, for they may be those of another file system.
+    Unknown,
+}
+
 impl Process {
     /// The living process `pid`; `None` when it cannot be seen.
     pub fn of(pid: i32) -> Option<Process> {
@@ -61,18 +72,21 @@ impl Process {
         is_qemus_name(short.trim_end()) || self.program().is_some_and(|program| is_qemus_name(&program))
     }
 
-    /// Whether its paths are other files than this process's: it runs in a container. True also where that cannot be seen,
-    /// so that nothing is opened by a path of another file system.
+    /// Whose files its paths name.
     ///
     /// By the root directory, not by the mount namespace: libvirt gives its machines one of their own with the same files.
-    pub fn has_own_file_system(&self) -> bool {
+    pub fn file_system(&self) -> FileSystem {
         let root = |pid: &str| {
             let meta = fs::metadata(format!("/proc/{pid}/root/.")).ok()?;
             Some((meta.dev(), meta.ino()))
         };
         let own = root(&self.pid.to_string());
         // An agent in a pod is not on the host's root either, but is given the host's folders at their own paths.
-        own.is_none() || ![root("self"), root("1")].contains(&own)
+        match own {
+            None => FileSystem::Unknown,
+            own if [root("self"), root("1")].contains(&own) => FileSystem::Host,
+            Some(_) => FileSystem::Own,
+        }
     }
 
     /// The last part of the name that it was started under.
@@ -187,7 +201,7 @@ mod tests {
     #[test]
     fn this_process_lives_and_another_start_time_does_not() {
         let me = Process::of(i32::try_from(std::process::id()).unwrap()).unwrap();
-        assert!(me.is_alive() && !me.has_own_file_system());
+        assert!(me.is_alive() && me.file_system() == FileSystem::Host);
         assert!(!Process { start_ticks: me.start_ticks + 1, ..me.clone() }.is_alive());
         assert!(!Process { boot_id: "another".to_owned(), ..me }.is_alive());
     }

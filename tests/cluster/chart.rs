@@ -12,12 +12,14 @@ fn chart() -> String {
 }
 
 /// Everything that the chart can render.
-const ALL: [&str; 13] = [
+const ALL: [&str; 15] = [
     "--set=argocd.healthScripts=true",
     "--set=imagePullSecrets[0].name=registry",
     "--set=image.digest=sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
     "--set=certificates.authoritySecret=ours",
-    "--set=agent.hostPaths.restores[0]=/var/lib/machines",
+    "--set=agent.hostPaths.restores[0]=/srv/backup",
+    "--set=agent.hostPaths.config=/var/lib/driftline/etc",
+    "--set=agent.seLinuxOptions.type=spc_t",
     "--set=agent.tolerations[0].operator=Exists",
     "--set=agent.nodeSelector.role=hypervisor",
     "--set=agent.priorityClassName=system-node-critical",
@@ -72,11 +74,15 @@ fn wrong_values_are_refused_with_their_names() {
         ("agent.hostPaths.repositories={backup}", "/agent/hostPaths/repositories/0"),
         ("agent.hostPaths.repositories={/srv/backup/}", "/agent/hostPaths/repositories/0"),
         ("agent.hostPath.sockets={/run/qemu}", "'hostPath'"),
+        ("agent.hostPaths.config=etc", "/agent/hostPaths/config"),
+        ("agent.seLinuxOptions.typ=spc_t", "'typ'"),
         ("agent.maxUnavailable=0", "/agent/maxUnavailable"),
         ("agent.terminationGracePeriodSeconds=1", "/agent/terminationGracePeriodSeconds"),
         ("agent.tolerations=all", "/agent/tolerations"),
         ("certificates.lifetime=1y", "/certificates/lifetime"),
+        ("certificates.lifetime=59s", "/certificates/lifetime"),
         ("certificates.authoritySecret=Mine", "/certificates/authoritySecret"),
+        ("certificates.authoritySecret=driftline-authority", "certificates.authoritySecret"),
         ("controller.forgetGuestsAfter=never", "/controller/forgetGuestsAfter"),
         ("controller.replicas=3", "'replicas'"),
         ("controller.podDisruptionBudget=perhaps", "/controller/podDisruptionBudget"),

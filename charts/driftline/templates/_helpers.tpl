@@ -20,7 +20,11 @@ app.kubernetes.io/component: {{ .component }}
 
 {{/* The Secret with the authority: the release's own, or the one that the values name. */}}
 {{- define "driftline.authoritySecret" -}}
-{{ .Values.certificates.authoritySecret | default (printf "%s-authority" (include "driftline.name" .)) }}
+{{- $own := printf "%s-authority" (include "driftline.name" .) }}
+{{- if eq .Values.certificates.authoritySecret $own }}
+{{- fail (printf "certificates.authoritySecret is %s, which is the release's own Secret and would be deleted: leave it empty, or put your authority into a Secret of another name" $own) }}
+{{- end -}}
+{{ .Values.certificates.authoritySecret | default $own }}
 {{- end }}
 
 {{- define "driftline.image" -}}

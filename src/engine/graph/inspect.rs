@@ -10,6 +10,7 @@ use crate::{
         command::{
             QomGet, QomList, QueryBlock, QueryBlockGraph, QueryName, QueryNamedBlockNodes, QueryStatus, QueryUuid,
         },
+        process::FileSystem,
     },
 };
 
@@ -31,9 +32,13 @@ pub async fn inspect(client: &Client) -> Result<GuestFacts, EngineError> {
 }
 
 fn quirks(client: &Client) -> Vec<String> {
-    let quirks =
-        [("FleecingUnsafe", !client.version().at_least(8, 2)), ("OwnFileSystem", client.has_own_file_system())];
-    quirks.into_iter().filter(|(_, holds)| *holds).map(|(word, _)| word.to_owned()).collect()
+    let fleecing = (!client.version().at_least(8, 2)).then_some("FleecingUnsafe");
+    let files = match client.file_system() {
+        FileSystem::Host => None,
+        FileSystem::Own => Some("OwnFileSystem"),
+        FileSystem::Unknown => Some("FileSystemUnknown"),
+    };
+    [fleecing, files].into_iter().flatten().map(str::to_owned).collect()
 }
 
 fn capabilities(client: &Client) -> Vec<String> {

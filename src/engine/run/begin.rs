@@ -22,6 +22,7 @@ use crate::{
     qmp::{
         Client, Process,
         command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, QueryMigrate, Transaction},
+        process::FileSystem,
     },
     repo::{PartialPoint, RepoError, Repository, Scan, Space, VARIABLES_LIMIT},
 };
@@ -83,8 +84,7 @@ impl Run<'_> {
         self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
         let now_ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
         let newest = newest(&scan, now_ms);
-        // In a container: its files are not this host's.
-        let readable = client.process().filter(|_| !client.has_own_file_system());
+        let readable = client.process().filter(|_| client.file_system() == FileSystem::Host);
         let record = Record {
             format: Record::FORMAT,
             state: State::Intent,
