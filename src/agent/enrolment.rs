@@ -17,6 +17,7 @@ use crate::{
         self,
         authority::{self, AuthorityError, Pair},
     },
+    retry::Retry,
     rpc::tls::{Files, Identity, TlsError, check_authorities},
 };
 
@@ -64,6 +65,15 @@ impl EnrolmentError {
             EnrolmentError::Make { source } => source.reason(),
             EnrolmentError::OtherKey => "CertificateOfAnotherKey",
             EnrolmentError::Write { .. } => "CertificateNotWritten",
+        }
+    }
+
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            EnrolmentError::Token { .. } | EnrolmentError::Write { .. } => Retry::Backoff,
+            EnrolmentError::Make { source } => source.retry(),
+            EnrolmentError::OtherKey => Retry::Now,
         }
     }
 }

@@ -1,14 +1,22 @@
 //! The agents as the controller calls them: a thin layer over `rpc::client` that a test can replace by agents of its
 //! own making. Nothing is decided here.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 
 use crate::rpc::{
     client::{Agent, Agents, Answers, LinkState, RpcError},
     v1,
 };
+
+/// How often it is looked which nodes have one.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The answer to one call.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, RpcError>>;
@@ -44,6 +52,34 @@ impl Directory for Agents {
 
     fn nodes(&self) -> Vec<String> {
         Agents::nodes(self)
+    }
+}
+
+/// Runs one task for each node that has an agent, until it has none or until `end`: the task's own token is cancelled then.
+pub async fn each<F>(
+    nodes: impl Fn() -> Vec<String>,
+    end: CancellationToken,
+    task: impl Fn(String, CancellationToken) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut tasks: BTreeMap<String, CancellationToken> = BTreeMap::new();
+    let mut tick = tokio::time::interval(LOOK);
+    while end.run_until_cancelled(tick.tick()).await.is_some() {
+        let nodes: BTreeSet<_> = nodes().into_iter().collect();
+        tasks.retain(|node, task| {
+            nodes.contains(node) || {
+                task.cancel();
+                false
+            }
+        });
+        for node in nodes {
+            tasks.entry(node.clone()).or_insert_with(|| {
+                let own = end.child_token();
+                tokio::spawn(task(node, own.clone()));
+                own
+            });
+        }
     }
 }
 

@@ -2,12 +2,7 @@
 //! another authority signs, and when its certificate is about to end. What it says of itself counts for nothing: it has to
 //! show the token of its pod, which the API server checks, and gets a certificate for the node that this pod is on.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
@@ -15,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    agents,
     authority::{
         is_due,
         keep::{Kept, Signer},
@@ -26,6 +22,7 @@ use super::{
 use crate::{
     certs::authority::{AuthorityError, Validity, facts_of},
     clock::Clock,
+    retry::Retry,
     rpc::{
         client::{Agents, RpcError},
         tls::{CONTROLLER, is_agents},
@@ -114,6 +111,16 @@ impl EnrolError {
             EnrolError::Sign { source, .. } => source.reason(),
         }
     }
+
+    /// Whether trying again can help.
+    pub fn retry(&self) -> Retry {
+        match self {
+            EnrolError::Agent { source, .. } => source.retry(),
+            EnrolError::Review { .. } => Retry::Backoff,
+            EnrolError::Refused { .. } => Retry::OnChange,
+            EnrolError::Sign { source, .. } => source.retry(),
+        }
+    }
 }
 
 /// Words of an agent that are counted as they are. Whoever answers on a visit is not known yet, and may say anything.
@@ -146,25 +153,14 @@ pub struct Enroller {
 pub async fn keep(enroller: Enroller, end: CancellationToken) {
     let enroller = Arc::new(enroller);
     let visits = Arc::new(Semaphore::new(VISITS));
-    let mut tasks: BTreeMap<String, CancellationToken> = BTreeMap::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(200));
-    while end.run_until_cancelled(tick.tick()).await.is_some() {
-        let nodes: BTreeSet<_> = enroller.agents.nodes().into_iter().collect();
-        tasks.retain(|node, task| {
-            nodes.contains(node) || {
-                task.cancel();
-                false
-            }
-        });
-        for node in nodes {
-            tasks.entry(node.clone()).or_insert_with(|| {
-                let (task, enroller, visits) = (end.child_token(), enroller.clone(), visits.clone());
-                let ended = task.clone();
-                tokio::spawn(async move { ended.run_until_cancelled(one(&enroller, &node, &visits)).await });
-                task
-            });
+    let nodes = || enroller.agents.nodes();
+    let one = |node: String, end: CancellationToken| {
+        let (enroller, visits) = (enroller.clone(), visits.clone());
+        async move {
+            end.run_until_cancelled(one(&enroller, &node, &visits)).await;
         }
-    }
+    };
+    agents::each(nodes, end, one).await;
 }
 
 /// Keeps one agent's certificate good.

@@ -15,7 +15,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use self::show::{make, report};
-use super::context::{Context, locked};
+use super::{
+    agents,
+    context::{Context, locked},
+};
 use crate::{clock::Clock, rpc::v1, sentence::sentence};
 
 /// How long to wait before an agent that did not answer is asked again.
@@ -161,25 +164,8 @@ impl Inventory {
 
 /// Keeps asking the agents of all nodes in the directory, until `end`.
 pub async fn keep(context: Arc<Context>, end: CancellationToken) {
-    let mut tasks: BTreeMap<String, CancellationToken> = BTreeMap::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(200));
-    while end.run_until_cancelled(tick.tick()).await.is_some() {
-        let nodes: BTreeSet<_> = context.agents.nodes().into_iter().collect();
-        tasks.retain(|node, task| {
-            let stays = nodes.contains(node);
-            if !stays {
-                task.cancel();
-            }
-            stays
-        });
-        for node in nodes {
-            tasks.entry(node.clone()).or_insert_with(|| {
-                let task = end.child_token();
-                tokio::spawn(ask(context.clone(), node, task.clone()));
-                task
-            });
-        }
-    }
+    let nodes = || context.agents.nodes();
+    agents::each(nodes, end, |node, end| ask(context.clone(), node, end)).await;
 }
 
 /// Asks one agent again and again, until the node has none.

@@ -3,17 +3,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{
     ResourceExt,
     runtime::{controller::Action, events::EventType},
 };
 
-use super::{context::Context, error::Error, point, repository, write};
+use super::{context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
-        run::{BackupType, RestorePointRef},
+        run::BackupType,
         words::{FINALIZER, Reason},
     },
     retry::Retry,
@@ -22,6 +22,7 @@ use crate::{
 };
 
 mod check;
+mod ended;
 pub mod plan;
 pub mod report;
 #[cfg(test)]
@@ -75,6 +76,8 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
             }
             Plan::Expire => {
                 write::delete(&context, &run).await?;
+                let note = "Deleted, because its ttlAfterFinished was over. Its restore point stays.";
+                write::event(&context, &run, EventType::Normal, Reason::Expired.as_str(), "Expire", note).await;
                 return Ok(Action::await_change());
             }
             Plan::Release => {
@@ -111,7 +114,7 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         }
         let mut facts = facts;
         if let (Plan::Complete, Some(Started { on_agent: OnAgent::State(state), .. })) = (&next, &world.started) {
-            facts.point = show_point(&context, &run, &target, state).await?;
+            facts.point = ended::show_point(&context, &run, &target, state).await?;
         }
         if let Some(Started { on_agent: OnAgent::State(state), .. }) = &world.started
             && facts.session.is_empty()
@@ -133,7 +136,7 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
         }
         let ended = settled_conditions(&status);
         if ended && !is_settled(&run) {
-            count(&context, &run, &status, &world);
+            ended::count(&context, &run, &status, &world);
         }
         run.status = Some(status);
         match next {
@@ -346,55 +349,4 @@ async fn cancel(context: &Arc<Context>, run: &BackupRun, node: &str) {
     }
     // Also where the agent was never heard to take the run: it says so, or tells how the run ended.
     follow(context, run, node);
-}
-
-/// Shows the point that a run made.
-async fn show_point(
-    context: &Context,
-    run: &BackupRun,
-    target: &Target,
-    state: &v1::RunState,
-) -> Result<Option<RestorePointRef>, Error> {
-    let (Some((repository, id)), Some(made)) = (&target.repository, &state.point) else { return Ok(None) };
-    // A run's summary tells of a point that was just committed on a chain that was just checked.
-    let made = v1::Point { chain_intact: true, ..made.clone() };
-    let uid = repository.metadata.uid.clone().unwrap_or_default();
-    let known = context.catalogue.place(&uid, &made.id);
-    let Some(name) = known.or_else(|| point::place(context, repository, id, &made)) else { return Ok(None) };
-    context.catalogue.add(&uid, id, name.clone(), made.clone());
-    match point::make(context, repository, &name, &made, id).await {
-        Ok(()) => {}
-        // The namespace is going, or somebody else holds the name: the run is complete all the same, must not be held by
-        // its finalizer, and the point is shown when its repository is looked at and it can be.
-        Err(error) if error.is_refusal() => {
-            let note = format!("The point {} is safe in the repository, but not shown: {}", made.id, sentence(&error));
-            let reason = Reason::PointNotShown.as_str();
-            write::event(context, run, EventType::Warning, reason, "Backup", &note).await;
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    }
-    context.points.wake(&name.0, &name.1);
-    repository::wake(context, repository);
-    Ok(Some(RestorePointRef { name: name.1, namespace: name.0 }))
-}
-
-/// Counts a run that ended.
-fn count(context: &Context, run: &BackupRun, status: &BackupRunStatus, world: &World) {
-    let failed = condition::find(&status.conditions, condition::FAILED);
-    let reason = failed.map(|c| c.reason.as_str()).unwrap_or_default();
-    let result = match condition::is_true(&status.conditions, condition::COMPLETE) {
-        true => "Complete",
-        false if reason == Reason::Cancelled.as_str() => "Cancelled",
-        false => "Failed",
-    };
-    context.metrics.ended("BackupRun", result, reason);
-    if let (Some(Started { on_agent: OnAgent::State(state), .. }), Some(Time(start)), Some(Time(end))) =
-        (&world.started, &status.start_time, &status.completion_time)
-        && result == "Complete"
-    {
-        let bytes = state.point.iter().flat_map(|p| &p.disks).map(|d| d.stored_bytes).sum();
-        context.metrics.complete(bytes, super::since(*start, *end));
-    }
-    tracing::info!(run = write::full_name(&run.metadata), result, reason, "The run ended");
 }

@@ -237,7 +237,7 @@ fn a_complete_run_names_its_point_size_and_duration() {
         ..RunState::default()
     };
     let world = going(OnAgent::State(Box::new(done)));
-    let point = RestorePointRef { name: "p".to_owned(), namespace: "a".to_owned() };
+    let point = crate::api::run::RestorePointRef { name: "p".to_owned(), namespace: "a".to_owned() };
     let facts = Facts { point: Some(point.clone()), generation: 1, ..Facts::default() };
     let status = report::report(&Plan::Complete, &world, &facts, None, at(100));
     assert_eq!((status.size.as_str(), status.duration.as_str(), status.progress.as_str()), ("3Gi", "1m23s", "100%"));

@@ -111,6 +111,7 @@ fn whatever_else_needs_a_right(release: &'static Release) {
     team.wait_until("backuprun.driftline.dev/short", "deleted", SOON, || {
         (!team.kubectl(["get", "backuprun.driftline.dev/short"]).succeeded()).then_some(())
     });
+    assert!(team.event("short", "Expired", SOON).contains("ttlAfterFinished"));
     // A restore has a finalizer while it goes.
     let point = team.kubectl(["get", "restorepoints.driftline.dev", "-o", "jsonpath={.items[0].metadata.name}"]).ok();
     team.restore("back", &point, node, &["disk0"]);
