@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::rpc::{
@@ -56,6 +57,7 @@ impl Directory for Agents {
 }
 
 /// Runs one task for each node that has an agent, until it has none or until `end`: the task's own token is cancelled then.
+/// A node that has one again gets another task when the one before has ended, which tells of the end until then.
 pub async fn each<F>(
     nodes: impl Fn() -> Vec<String>,
     end: CancellationToken,
@@ -63,21 +65,21 @@ pub async fn each<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut tasks: BTreeMap<String, CancellationToken> = BTreeMap::new();
+    let mut tasks: BTreeMap<String, (CancellationToken, JoinHandle<()>)> = BTreeMap::new();
     let mut tick = tokio::time::interval(LOOK);
     while end.run_until_cancelled(tick.tick()).await.is_some() {
         let nodes: BTreeSet<_> = nodes().into_iter().collect();
-        tasks.retain(|node, task| {
-            nodes.contains(node) || {
-                task.cancel();
-                false
+        tasks.retain(|node, (own, running)| {
+            if !nodes.contains(node) {
+                own.cancel();
             }
+            !running.is_finished()
         });
         for node in nodes {
             tasks.entry(node.clone()).or_insert_with(|| {
                 let own = end.child_token();
-                tokio::spawn(task(node, own.clone()));
-                own
+                let running = tokio::spawn(task(node, own.clone()));
+                (own, running)
             });
         }
     }
@@ -128,5 +130,43 @@ impl AgentCalls for Agent {
 
     fn list_points(&self, request: v1::ListPointsRequest) -> Answer<'_, Answers<v1::Point>> {
         Box::pin(Agent::list_points(self, request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_comes_back_gets_a_task_when_the_one_before_has_ended() {
+        let (there, running) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+        let started = Arc::new(AtomicUsize::new(0));
+        let nodes = || if there.load(Ordering::SeqCst) { vec!["n1".to_owned()] } else { vec![] };
+        let task = |_, end: CancellationToken| {
+            let (running, started) = (running.clone(), started.clone());
+            async move {
+                started.fetch_add(1, Ordering::SeqCst);
+                assert_eq!(running.fetch_add(1, Ordering::SeqCst), 0, "two at one time");
+                end.cancelled().await;
+                tokio::time::sleep(LOOK * 10).await;
+                running.fetch_sub(1, Ordering::SeqCst);
+            }
+        };
+        let end = CancellationToken::new();
+        let story = async {
+            let pause = || tokio::time::sleep(LOOK * 2);
+            pause().await;
+            there.store(false, Ordering::SeqCst);
+            pause().await;
+            there.store(true, Ordering::SeqCst);
+            pause().await;
+            assert_eq!(started.load(Ordering::SeqCst), 1, "the first one still ends");
+            tokio::time::sleep(LOOK * 12).await;
+            assert_eq!((started.load(Ordering::SeqCst), running.load(Ordering::SeqCst)), (2, 1));
+            end.cancel();
+        };
+        tokio::join!(each(nodes, end.clone(), task), story);
     }
 }
