@@ -121,7 +121,7 @@ mod tests {
             "| `spec.guestRef.name` | string, required |",
             "| `spec.type` | `Full`, default `\"Full\"` |",
             "| `status.disks[].jobID` | string |",
-            "- `spec`: cancel cannot be taken back: make a new BackupRun",
+            "- `spec`: cancel cannot be taken back: make a new BackupRun under another name",
             "- **Point**: The restore point that it made.",
         ] {
             assert!(text.contains(part), "{part} is missing in:\n{text}");

@@ -53,8 +53,8 @@ use super::run::RunAgent;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.restorePointRef == oldSelf.restorePointRef && self.mode == oldSelf.mode && self.target == oldSelf.target && self.format == oldSelf.format && self.overwritePolicy == oldSelf.overwritePolicy && self.verify == oldSelf.verify").message("a restore cannot be changed but by cancel: make a new RestoreRun"),
-    validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new RestoreRun")
+    validation = Rule::new("self.restorePointRef == oldSelf.restorePointRef && self.mode == oldSelf.mode && self.target == oldSelf.target && self.format == oldSelf.format && self.overwritePolicy == oldSelf.overwritePolicy && self.verify == oldSelf.verify").message("a restore cannot be changed but by cancel: make a new RestoreRun under another name"),
+    validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new RestoreRun under another name")
 )]
 pub struct RestoreRunSpec {
     /// The restore point, in this namespace.

@@ -69,11 +69,11 @@ use serde::{Deserialize, Serialize};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun"),
-    validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun"),
-    validation = Rule::new("has(self.transfer) == has(oldSelf.transfer) && (!has(self.transfer) || self.transfer == oldSelf.transfer)").message("transfer of a run cannot be changed: make a new BackupRun"),
-    validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun"),
-    validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun")
+    validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("has(self.transfer) == has(oldSelf.transfer) && (!has(self.transfer) || self.transfer == oldSelf.transfer)").message("transfer of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun under another name")
 )]
 pub struct BackupRunSpec {
     /// The guest to back up, in this namespace.

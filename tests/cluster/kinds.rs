@@ -128,8 +128,8 @@ fn a_run_cannot_be_changed_but_by_cancel_which_latches() {
         plane().kubectl(["patch", "backupruns.driftline.dev", "x", "-n", &namespace, "--type=merge", "-p", &spec])
     };
     for (spec, why) in [
-        (r#"{"guestRef":{"name":"h"}}"#, "make a new BackupRun"),
-        (r#"{"repositoryRef":{"name":"s"}}"#, "make a new BackupRun"),
+        (r#"{"guestRef":{"name":"h"}}"#, "make a new BackupRun under another name"),
+        (r#"{"repositoryRef":{"name":"s"}}"#, "make a new BackupRun under another name"),
         (r#"{"disks":{"include":["a"]}}"#, "disks of a run cannot be changed"),
         (r#"{"backoffLimit":7}"#, "backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed"),
     ] {
