@@ -9,13 +9,13 @@ use std::{
 use crate::{
     bench::Nodes,
     lab::machine::{Disk, Machine, Plan},
-    release::{NAMESPACE, NODES, Release, TAGS, Team, image},
+    release::{NAMESPACE, NODES, Release, TAGS, Team, image, load},
 };
 
 /// The worker with the guest.
 pub(crate) const NODE: &str = NODES[0];
 /// Disks of the guest: one of each format, and one whose size is no multiple of a cluster.
-pub(crate) const DISKS: [&str; 2] = ["system", "data"];
+pub(crate) const DISKS: [&str; 2] = ["disk0", "disk1"];
 const MIB: u64 = 1 << 20;
 
 /// All that is there for a person to play with.
@@ -37,7 +37,7 @@ impl Parts {
             std::thread::scope(|scope| {
                 for node in NODES {
                     let (nodes, image) = (&nodes, &image);
-                    scope.spawn(move || nodes.node(node).load_image(image));
+                    scope.spawn(move || load(&nodes.node(node), image));
                 }
             });
         });

@@ -11,7 +11,7 @@ use crate::{
     doorway::Doorway,
     objects::API_VERSION,
     parts::{DISKS, NODE, Parts},
-    release::NAMESPACE,
+    release::{NAMESPACE, TAGS},
 };
 
 pub(crate) fn until_stopped(parts: Parts, doorway: Doorway) {
@@ -50,6 +50,15 @@ pub(crate) fn until_stopped(parts: Parts, doorway: Doorway) {
     println!("  kubectl get restorepoints");
     println!("  sed \"s/POINT/$({point})/\" {} | kubectl apply -f -", quoted(&restore));
     println!("\nPods: kubectl -n {NAMESPACE} get pods, logs, exec");
+    println!(
+        "The guides' node-1, team-a, db-1 and disk0 are here too. In the checkout, to another image of the same program:"
+    );
+    let values = format!("--reuse-values --set-string image.tag={} --wait", TAGS[1]);
+    println!("  helm -n {NAMESPACE} upgrade driftline charts/driftline {values}");
+    println!(
+        "A shell on {NODE}, for what the guides do on a node: {} sh",
+        release.nodes.node(NODE).launcher().join(" ")
+    );
     println!("The guest's spare monitor, for you: {}", quoted(&monitor));
     println!("Logs of the nodes: {}", logs(folder, "*/*.log"));
     let plane_folder = plane.admin_kubeconfig();

@@ -9,7 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
     time::{Duration, Instant},
 };
 
@@ -26,8 +26,8 @@ use crate::{
 
 /// The namespace of the release.
 pub const NAMESPACE: &str = "driftline-system";
-/// The workers.
-pub const NODES: [&str; 2] = ["node-a", "node-b"];
+/// The workers, the first called as in the documentation: what it says to type works in the sandbox.
+pub const NODES: [&str; 2] = ["node-1", "node-2"];
 /// The image's repository; its tags are one program under several names, so that there is something to upgrade to.
 pub const IMAGE: &str = "driftline.test/driftline";
 /// The image's tags.
@@ -38,14 +38,14 @@ const MACHINES: &str = "/run/qemu";
 const HOST: &str = r#"repositoryRoots = ["/srv/backup"]
 [restoreRoots]
 "#;
-/// Namespaces that the hosts' files give a place for restores.
-const TEAMS: usize = 32;
+/// Namespaces that the hosts' files give a place for restores: `team-a`, as in the documentation, and so on.
+const TEAMS: u8 = 26;
 
 /// A release, installed or not.
 pub struct Release {
     /// The cluster.
     pub nodes: Nodes,
-    teams: AtomicUsize,
+    teams: AtomicU8,
     machines: PathBuf,
 }
 
@@ -92,7 +92,7 @@ impl Release {
     pub fn on(nodes: Nodes) -> Release {
         let machines = nodes.folder().join("machines");
         fs::create_dir_all(&machines).expect("A folder for machines can be made");
-        let release = Release { nodes, teams: AtomicUsize::new(0), machines };
+        let release = Release { nodes, teams: AtomicU8::new(0), machines };
         NODES.iter().for_each(|node| release.make_host(node));
         release
     }
@@ -305,13 +305,13 @@ impl Team {
     }
 }
 
-fn team_name(index: usize) -> String {
-    assert!(index < TEAMS, "There are more teams than the hosts' files name: raise TEAMS");
-    format!("team-{index:02}")
+fn team_name(index: u8) -> String {
+    assert!(index < TEAMS, "There are more teams than the hosts' files name");
+    format!("team-{}", char::from(b'a' + index))
 }
 
 /// Gives a node the image, under both of its tags.
-fn load(node: &Node, archive: &Path) {
+pub fn load(node: &Node, archive: &Path) {
     node.load_image(archive);
     let [first, second] = TAGS.map(|tag| format!("{IMAGE}:{tag}"));
     let output = node.enter("ctr").args(["--namespace", "k8s.io", "images", "tag", &first, &second]).output();
