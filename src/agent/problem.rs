@@ -30,6 +30,9 @@ impl Problem {
                 UNREACHABLE,
                 format!("QMP socket {socket} cannot be opened ({source}). Correct its permissions, or qmp in {file}"),
             ),
+            ConnectError::Linked { .. } => {
+                ("MonitorLinked", format!("{}. Write a path without one as qmp into {file}", sentence(error)))
+            }
             ConnectError::Busy { .. } => (
                 BUSY,
                 format!(

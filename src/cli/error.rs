@@ -185,6 +185,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
             "start QEMU with -qmp unix:SOCKET,server=on,wait=off and give that socket"
         }
         "MonitorBusy" => "give QEMU a second -qmp socket for backups, or end the other client (an agent on this host?)",
+        "MonitorLinked" => "give the path that the link leads to, if it is yours",
         "MonitorUnreachable" => "run it as root or as the user of QEMU",
         "QEMUTooOld" => "restart the machine with QEMU 6.0 or newer",
         "GuestHasNoUUID" => "start QEMU with -uuid, or give --uuid",

@@ -72,6 +72,12 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
+    /// A part of its path is a symbolic link, which is never followed: it may be somebody else's.
+    #[error("QMP socket {address} lies behind a symbolic link, which is not followed{}", leads_to(address))]
+    Linked {
+        /// The socket.
+        address: Address,
+    },
     /// Connected, but QEMU does not greet: it serves one client at a time.
     #[error("QMP socket {address} does not greet: another client holds the monitor")]
     Busy {
@@ -119,6 +125,7 @@ impl ConnectError {
             Self::NotThere { .. } => "MonitorNotThere",
             Self::Refused { .. } => "MonitorRefused",
             Self::Unreachable { .. } => "MonitorUnreachable",
+            Self::Linked { .. } => "MonitorLinked",
             Self::Busy { .. } => "MonitorBusy",
             Self::Closed { .. } => "MonitorClosed",
             Self::NotQmp { .. } => "NotQMP",
@@ -134,6 +141,7 @@ impl ConnectError {
             Self::NotThere { .. }
             | Self::Refused { .. }
             | Self::Unreachable { .. }
+            | Self::Linked { .. }
             | Self::Busy { .. }
             | Self::Closed { .. }
             | Self::NotServing { .. } => Retry::Backoff,
@@ -231,11 +239,18 @@ async fn file_system(process: Option<Process>) -> FileSystem {
         .map_or(FileSystem::Unknown, |seen| seen.unwrap_or(FileSystem::Unknown))
 }
 
+/// The way out, where the link can be read.
+fn leads_to(Address::Unix(path): &Address) -> String {
+    path.canonicalize().map(|path| format!(": give {}", path.display())).unwrap_or_default()
+}
+
 fn not_connected(address: &Address, source: io::Error) -> ConnectError {
     let address = address.clone();
     match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ConnectError::NotThere { address, source },
         io::ErrorKind::ConnectionRefused => ConnectError::Refused { address, source },
+        // ELOOP (openat2(2)).
+        _ if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => ConnectError::Linked { address },
         // The socket's queue is full of clients that wait for the one before them.
         io::ErrorKind::WouldBlock => ConnectError::Busy { address },
         _ => ConnectError::Unreachable { address, source },

@@ -3,12 +3,14 @@
 
 use std::{
     io::{self, IoSlice},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    os::unix::ffi::OsStrExt,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, Interest},
     net::UnixStream,
@@ -38,9 +40,6 @@ pub(super) struct Reader(OwnedReadHalf);
 #[derive(Debug)]
 pub(super) struct Writer(OwnedWriteHalf);
 
-/// The longest path that fits into a socket's address on Linux, without its final zero.
-const MAX_SOCKET_PATH: usize = 107;
-
 /// Connects; the caller sets the deadline. The third answer is the process at the other end, where the kernel tells.
 pub(super) async fn connect(address: &Address) -> io::Result<(Reader, Writer, Option<i32>)> {
     let Address::Unix(path) = address;
@@ -50,21 +49,12 @@ pub(super) async fn connect(address: &Address) -> io::Result<(Reader, Writer, Op
     Ok((Reader(reader), Writer(writer), pid))
 }
 
+/// No part of the path may be a symbolic link. A machine in a pod has its socket in a volume that the pod's user writes: a
+/// link there would lead to the monitor of another machine, which would then be backed up as that user's.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
-    if path.as_os_str().as_bytes().len() <= MAX_SOCKET_PATH {
-        return UnixStream::connect(path).await;
-    }
-    // A longer path goes by a descriptor of its folder.
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let folder = rustix::fs::open(
-        folder,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    let number = std::os::fd::AsRawFd::as_raw_fd(&folder);
-    UnixStream::connect(Path::new("/proc/self/fd").join(number.to_string()).join(name)).await
+    let socket = openat2(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    // By its descriptor: it is the file that was looked at, and its path may be longer than a socket's address.
+    UnixStream::connect(format!("/proc/self/fd/{}", socket.as_raw_fd())).await
 }
 
 impl Reader {

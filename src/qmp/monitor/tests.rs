@@ -56,6 +56,20 @@ async fn a_socket_that_is_not_there_and_one_that_refuses_are_told_apart() {
 }
 
 #[tokio::test]
+async fn no_symbolic_link_is_followed_to_a_monitor() {
+    let (folder, qemu, _) = fake();
+    let (link, linked) = (folder.path().join("link"), folder.path().join("linked"));
+    std::os::unix::fs::symlink(qemu.socket(), &link).unwrap();
+    std::os::unix::fs::symlink(qemu.socket().parent().unwrap(), &linked).unwrap();
+    for path in [link, linked.join(qemu.socket().file_name().unwrap())] {
+        let error = Monitor::new(Address::Unix(path)).client().await.unwrap_err();
+        assert_eq!((error.reason(), error.retry()), ("MonitorLinked", Retry::Backoff));
+        assert!(error.to_string().contains(qemu.socket().to_str().unwrap()), "{error}");
+    }
+    assert!(Monitor::new(Address::Unix(qemu.socket())).client().await.is_ok(), "nobody has touched it");
+}
+
+#[tokio::test]
 async fn silence_for_five_seconds_means_that_another_client_holds_the_monitor() {
     let (_folder, qemu, monitor) = fake();
     let other = monitor.client().await.unwrap();

@@ -11,10 +11,15 @@ use serde_json::json;
 
 use super::underway::SOON;
 use crate::{
-    lab::{child::wait_for, machine::run, monitor::Monitor},
+    lab::{
+        child::wait_for,
+        machine::{Disk, Plan, run},
+        monitor::Monitor,
+    },
     release::{NODES, Release, Team},
 };
 
+const MIB: u64 = 1 << 20;
 const NODE: &str = NODES[0];
 const UUID: &str = "7e1d5c2a-9b1f-4c55-8d0e-3a4b5c6d7e8f";
 /// The user of the platform's pods.
@@ -97,5 +102,12 @@ fn a_guest_in_a_pod_is_backed_up_and_nothing_is_opened_by_its_paths() {
     let files = team.restore("back", &team.point_of("run"), NODE, &["disk0"]);
     team.wait_for("restorerun.driftline.dev/back", "Complete", SOON);
     run(Command::new("cmp").arg(&reference).arg(&files[0]));
+    // Whoever writes the volume reaches nobody else's machine by it.
+    let other = release.machine_on(NODE, Plan::new().disk(Disk::raw("disk0", MIB))).start();
+    symlink(release.socket_on_node(&other.qmp()), seen.join("link")).unwrap();
+    team.declare_guest(NODE, "thief", &folder.join("link"));
+    let refusal = team.refusal("guests.driftline.dev/thief", "Ready", SOON);
+    assert_eq!(refusal["reason"], "MonitorLinked", "{refusal}");
+    team.forget_guest(NODE, "thief");
     team.kubectl(["delete", "pod", "vm", "--wait=true"]).ok();
 }
