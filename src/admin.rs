@@ -1,12 +1,14 @@
 //! `/healthz`, `/readyz` and `/metrics` of both roles (edge). Plain HTTP for probes and Prometheus: it shows names and
-//! numbers, and changes nothing. Connections are bounded and idle ones are closed, so that nobody can use them up.
+//! numbers, and changes nothing. Connections are short and bounded, and the oldest one gives way, so that nobody can use them
+//! up.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,15 +24,14 @@ use prometheus_client::registry::Registry;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{Instant, Sleep},
+    sync::watch,
 };
 use tokio_util::sync::CancellationToken;
 
 /// Connections at once.
 const CONNECTIONS: usize = 64;
-/// A connection on which nothing is read or written for so long is closed.
-const IDLE: Duration = Duration::from_secs(5);
+/// No connection lives longer, whatever happens on it: every answer is there in a moment.
+const AGE: Duration = Duration::from_secs(10);
 
 /// Whether the role does its work, and what a person should know about it either way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Arc::new(Shown { registry, ready }));
-    let bounded = Bounded { listener, permits: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let bounded = Bounded { listener, open: VecDeque::new() };
     tokio::select! {
         served = async { axum::serve(bounded, app).await } => served,
         () = end.cancelled() => Ok(()),
@@ -90,24 +91,33 @@ async fn metrics(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
     }
 }
 
-/// A listener that waits while too many connections are open.
+/// A listener that closes the oldest connection where too many are open.
 struct Bounded {
     listener: TcpListener,
-    permits: Arc<Semaphore>,
+    /// In their order; what cannot be upgraded is closed.
+    open: VecDeque<(Weak<()>, CancellationToken)>,
 }
 
 impl axum::serve::Listener for Bounded {
-    type Io = Idle;
+    type Io = Short;
     type Addr = SocketAddr;
 
-    async fn accept(&mut self) -> (Idle, SocketAddr) {
+    async fn accept(&mut self) -> (Short, SocketAddr) {
         loop {
-            // The semaphore is never closed; without a permit there is nothing to do but to try again.
-            let Ok(permit) = self.permits.clone().acquire_owned().await else { continue };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    let sleep = Box::pin(tokio::time::sleep(IDLE));
-                    return (Idle { stream, sleep, _permit: permit }, peer);
+                    self.open.retain(|(lives, _)| lives.strong_count() > 0);
+                    if self.open.len() >= CONNECTIONS
+                        && let Some((_, oldest)) = self.open.pop_front()
+                    {
+                        oldest.cancel();
+                    }
+                    let (lives, closed) = (Arc::new(()), CancellationToken::new());
+                    self.open.push_back((Arc::downgrade(&lives), closed.clone()));
+                    let end = Box::pin(async move {
+                        let _ = tokio::time::timeout(AGE, closed.cancelled()).await;
+                    });
+                    return (Short { stream, end, ended: false, _lives: lives }, peer);
                 }
                 // Out of descriptors, as a rule: others have to close some first.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -120,34 +130,36 @@ impl axum::serve::Listener for Bounded {
     }
 }
 
-/// A stream that fails when nothing happens on it.
-struct Idle {
+/// A stream that fails when it is old, or when another one needs its place.
+struct Short {
     stream: TcpStream,
-    sleep: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
+    ended: bool,
+    _lives: Arc<()>,
 }
 
-impl AsyncRead for Idle {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_ready() {
-            self.sleep.as_mut().reset(Instant::now() + IDLE);
-        } else if self.sleep.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read
+impl Short {
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Option<io::Error> {
+        self.ended = self.ended || self.end.as_mut().poll(cx).is_ready();
+        self.ended.then(|| io::ErrorKind::TimedOut.into())
     }
 }
 
-impl AsyncWrite for Idle {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if written.is_ready() {
-            self.sleep.as_mut().reset(Instant::now() + IDLE);
-        } else if self.sleep.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+impl AsyncRead for Short {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.poll_end(cx) {
+            Some(end) => Poll::Ready(Err(end)),
+            None => Pin::new(&mut self.stream).poll_read(cx, buf),
         }
-        written
+    }
+}
+
+impl AsyncWrite for Short {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.poll_end(cx) {
+            Some(end) => Poll::Ready(Err(end)),
+            None => Pin::new(&mut self.stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

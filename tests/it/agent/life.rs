@@ -95,16 +95,35 @@ async fn wrong_and_changed_files_are_named_and_taken_up_without_a_new_process() 
 }
 
 #[tokio::test]
-async fn idle_connections_to_the_probes_keep_nobody_out_for_long() {
+async fn connections_to_the_probes_that_say_something_now_and_then_keep_nobody_out() {
     let (listener, end) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), CancellationToken::new());
     let address = listener.local_addr().unwrap();
     let (_ready, readiness) = tokio::sync::watch::channel(driftline::admin::Readiness::default());
     tokio::spawn(driftline::admin::serve(listener, Registry::default().into(), readiness, end));
-    let mut idle = Vec::new();
-    for _ in 0..100 {
-        idle.push(TcpStream::connect(address).await.unwrap());
+    let mut others = Vec::new();
+    for _ in 0..200 {
+        let mut other = TcpStream::connect(address).await.unwrap();
+        // It may have given way already.
+        let _ = other.write_all(b"GET /healthz HTTP/1.1\r\nX: ").await;
+        others.push(other);
     }
-    let answer = tokio::time::timeout(Duration::from_secs(60), get(address, "/healthz")).await.unwrap();
-    assert_eq!(answer.unwrap().0, 200);
-    drop(idle);
+    let slowly = async {
+        loop {
+            for other in &mut others {
+                let _ = other.write_all(b"a").await;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let asked = async {
+        for _ in 0..5 {
+            let answer = tokio::time::timeout(Duration::from_secs(1), get(address, "/healthz")).await;
+            assert_eq!(answer.expect("it is answered at once").unwrap().0, 200);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    };
+    tokio::select! {
+        () = asked => {}
+        () = slowly => {}
+    }
 }
