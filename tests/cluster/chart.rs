@@ -71,6 +71,13 @@ fn wrong_values_are_refused_with_their_names() {
     for (value, named) in [
         ("agent.port=grpc", "/agent/port"),
         ("agent.port=70000", "/agent/port"),
+        ("agent.port=7444", "agent.adminPort"),
+        ("agent.hostPaths=null", "hostPaths"),
+        ("agent=null", "agent"),
+        ("agent.hostPaths.sockets={/tmp}", "/agent/hostPaths/sockets/0"),
+        ("agent.hostPaths.sockets={/run/../etc}", "/agent/hostPaths/sockets/0"),
+        ("controller.adminPort=80", "/controller/adminPort"),
+        ("image.repository=example.org/Driftline", "/image/repository"),
         ("agent.hostPaths.repositories={backup}", "/agent/hostPaths/repositories/0"),
         ("agent.hostPaths.repositories={/srv/backup/}", "/agent/hostPaths/repositories/0"),
         ("agent.hostPath.sockets={/run/qemu}", "'hostPath'"),
@@ -93,6 +100,23 @@ fn wrong_values_are_refused_with_their_names() {
         let said = plane.helm(["template", "driftline", &chart(), "--set", value]).refused();
         assert!(said.contains(named), "{value}: {said}");
     }
+}
+
+#[test]
+fn names_that_yaml_takes_for_something_else_stay_names() {
+    let plane = ControlPlane::shared();
+    for (release, namespace) in [("on", "2024"), ("7e3", "y")] {
+        let words = ["template", release, &chart(), "--namespace", namespace];
+        let values =
+            ["--set-string=controller.priorityClassName=1000", "--set-string=certificates.authoritySecret=123"];
+        let rendered = plane.helm(words.into_iter().chain(values)).ok();
+        for line in [&format!("namespace: \"{namespace}\""), &format!("instance: \"{release}\""), "\"1000\"", "\"123\""]
+        {
+            assert!(rendered.contains(line), "{line} is not in\n{rendered}");
+        }
+    }
+    let said = plane.helm(["template", "my.driftline", &chart()]).refused();
+    assert!(said.contains("my.driftline") && said.contains("no dot"), "{said}");
 }
 
 #[test]

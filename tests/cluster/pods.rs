@@ -42,6 +42,8 @@ fn two_guests_on_two_nodes_are_backed_up_at_the_same_time_and_restored_to_equali
         references.push(Reference::take(machine));
         let mut spec = team.backup_spec(node, node);
         spec["transfer"] = json!({ "bandwidth": "1Mi" });
+        // A second try would be of another instant.
+        spec["backoffLimit"] = 0.into();
         team.create("BackupRun", node, spec).ok();
     }
     for (node, machine) in &machines {
@@ -73,4 +75,7 @@ fn two_guests_on_two_nodes_are_backed_up_at_the_same_time_and_restored_to_equali
     }
     let tested = release.helm("test", &["--timeout=60s"]);
     assert!(tested.succeeded(), "{tested}");
+    // A second release would take the first one's guests.
+    let second = release.second(&["--set=crds.install=false"]);
+    assert!(second.refused().contains("driftline-controller"), "Helm says whose it is");
 }

@@ -124,10 +124,22 @@ impl Release {
         self.with_chart("install", TAGS[0], &[&["--create-namespace"], more].concat())
     }
 
+    /// `helm install` of another release beside this one.
+    pub fn second(&self, more: &[&str]) -> Answer {
+        let (chart, values) = (chart(), values(TAGS[0]));
+        let words = ["install", "second", &chart, "--namespace=second", "--create-namespace"];
+        self.plane().helm(words.into_iter().chain(values.iter().map(String::as_str)).chain(more.iter().copied()))
+    }
+
     /// `helm upgrade` to a tag of the image, which waits until all pods are ready.
     pub fn upgrade(&self, tag: &str, more: &[&str]) {
         let upgraded = self.with_chart("upgrade", tag, more);
         assert!(upgraded.succeeded(), "{upgraded}\n{}", self.logs());
+    }
+
+    /// `helm upgrade` that changes one value, and waits for nothing.
+    pub fn change(&self, value: &str) -> Answer {
+        self.helm("upgrade", &[&chart(), "--reuse-values", &format!("--set={}", value.replace(',', "\\,"))])
     }
 
     fn with_chart(&self, verb: &str, tag: &str, more: &[&str]) -> Answer {

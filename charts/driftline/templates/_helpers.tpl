@@ -1,5 +1,8 @@
 {{/* The release's own prefix: "driftline" for a release of that name, else "<release>-driftline", at most 52 characters. */}}
 {{- define "driftline.name" -}}
+{{- if contains "." .Release.Name }}
+{{- fail (printf "the release is called %s, and a Service's name has no dot: take another name" .Release.Name) }}
+{{- end -}}
 {{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 52 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
@@ -14,7 +17,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{/* The labels by which a component's pods are found: they never change. */}}
 {{- define "driftline.selector" -}}
 app.kubernetes.io/name: driftline
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
@@ -48,7 +51,7 @@ readinessProbe:
 {{/* Where pods may run; call with the role's values. */}}
 {{- define "driftline.placement" -}}
 {{- with .priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- with .nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::underway::{SOON, Underway};
 use crate::{
     lab::reference::Reference,
-    release::{NODES, Release},
+    release::{NAMESPACE, NODES, Release},
 };
 
 #[test]
@@ -22,6 +22,12 @@ fn after_a_power_cut_the_run_has_failed_with_its_reason_and_the_guests_next_run_
         run.team.condition("guests.driftline.dev/g", "Ready").filter(|ready| ready["status"] == "Unknown")
     });
     assert_eq!(guest["reason"], "AgentUnavailable", "{guest}");
+    // Another pod of the controller is wanted while the one on the lost node cannot end.
+    let changed = release.change("controller.log=info,driftline=debug");
+    assert!(changed.succeeded(), "{changed}");
+    let rollout = ["rollout", "status", "deployment/driftline-controller", "-n", NAMESPACE, "--timeout=60s"];
+    let rolled_out = release.plane().kubectl(rollout);
+    assert!(rolled_out.succeeded(), "{rolled_out}\n{}", release.logs());
     std::thread::sleep(Duration::from_secs(120).saturating_sub(cut.elapsed()));
     let waiting = run.team.get("backuprun.driftline.dev", "run");
     assert!(waiting["status"]["agent"]["lostSince"].is_string(), "{waiting:#}");
