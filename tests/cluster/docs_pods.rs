@@ -120,7 +120,7 @@ impl Shell<'_> {
 /// Takes away the release, where it is there, to its last pod.
 fn uninstall(release: &Release) {
     release.helm("uninstall", &["--ignore-not-found", "--wait"]);
-    let pods = "--selector=app.kubernetes.io/instance=driftline";
+    let pods = "--selector=app.kubernetes.io/instance=driftline,app.kubernetes.io/component!=test";
     release.plane().kubectl(["wait", "--for=delete", "pods", pods, "-n", NAMESPACE, "--timeout=60s"]);
 }
 
