@@ -40,6 +40,8 @@ pub struct Readiness {
     pub ready: bool,
     /// A sentence each.
     pub notes: Vec<String>,
+    /// Whether only another start mends it: what `/healthz` denies, so that a liveness probe sees to it.
+    pub ended: bool,
 }
 
 struct Shown {
@@ -58,7 +60,7 @@ pub async fn serve(
     end: CancellationToken,
 ) -> io::Result<()> {
     let app = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Arc::new(Shown { registry, ready }));
@@ -66,6 +68,14 @@ pub async fn serve(
     tokio::select! {
         served = async { axum::serve(bounded, app).await } => served,
         () = end.cancelled() => Ok(()),
+    }
+}
+
+async fn healthz(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
+    let readiness = shown.ready.borrow();
+    match readiness.ended {
+        true => (StatusCode::SERVICE_UNAVAILABLE, readiness.notes.join("\n") + "\n"),
+        false => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 

@@ -5,12 +5,14 @@
 //! Reading order: `discover` (files) -> `guest` (a task per machine) -> `inventory` (all of them, pure) -> `service`
 //! (what the controller asks) -> `runs`, `restores`, `storage` (who does it).
 
+mod configuration;
 pub mod discover;
 pub mod enrolment;
 mod error;
 pub mod guest;
 pub mod inventory;
 pub mod known;
+mod mounts;
 pub mod problem;
 pub mod restores;
 pub mod runs;
@@ -62,8 +64,6 @@ use crate::{
 const STORAGE: Duration = Duration::from_secs(20);
 /// How long the runs may take to let go when the agent ends.
 const DETACH: Duration = Duration::from_secs(15);
-/// How often files are looked at that are waited for or may change.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// Serves the controller on one node.
 #[derive(Debug, clap::Args)]
@@ -155,7 +155,7 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
                 reason: error.reason(),
                 message: sentence(&error),
             })?;
-            let config = load(&args.config)?;
+            let config = configuration::load(&args.config)?;
             let parts =
                 Parts::new(&args.node_name, &config, &args.config, metrics.clone()).map_err(|error| Problem {
                     subject: args.config.display().to_string(),
@@ -164,11 +164,14 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
                 })?;
             Ok((credentials, config, parts))
         };
-        let Some((credentials, config, parts)) = wait_for(started, &ready, &end).await else { break };
+        let folders = [&*args.config, &*args.tls_dir];
+        let Some((credentials, config, parts)) = configuration::wait_for(started, folders, &ready, &end).await else {
+            break;
+        };
         let listener = listen(args.listen).await?;
-        ready.send_replace(Readiness { ready: true, notes: Vec::new() });
+        ready.send_replace(Readiness { ready: true, ..Readiness::default() });
         let changed = end.child_token();
-        let watching = tokio::spawn(watch_config(
+        let watching = tokio::spawn(configuration::watch(
             args.config.clone(),
             config,
             parts.guests.clone(),
@@ -178,8 +181,8 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
         parts.serve(listener, credentials, Limits::default(), changed).await?;
         watching.abort();
         ready.send_replace(Readiness {
-            ready: false,
             notes: vec!["The agent is ending or reading its configuration again".to_owned()],
+            ..Readiness::default()
         });
     }
     Ok(())
@@ -187,68 +190,6 @@ pub async fn run_until(args: Args, end: CancellationToken) -> Result<(), AgentEr
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, AgentError> {
     TcpListener::bind(address).await.map_err(|source| AgentError::Listen { address, source })
-}
-
-fn load(path: &Path) -> Result<HostConfig, Problem> {
-    HostConfig::load(path).map_err(|error| Problem {
-        subject: path.display().to_string(),
-        reason: error.reason(),
-        message: sentence(&error),
-    })
-}
-
-/// Tries every second until it works or the agent ends; says what is wrong once, and in `/readyz` all the time.
-async fn wait_for<T>(
-    attempt: impl Fn() -> Result<T, Problem>,
-    ready: &watch::Sender<Readiness>,
-    end: &CancellationToken,
-) -> Option<T> {
-    let mut said = None;
-    loop {
-        let problem = match attempt() {
-            Ok(value) => return Some(value),
-            Err(problem) => problem,
-        };
-        if said.as_ref() != Some(&problem) {
-            tracing::error!(subject = problem.subject, reason = problem.reason, "{}", problem.message);
-            let notes = vec![format!("{}: {}", problem.reason, problem.message)];
-            ready.send_replace(Readiness { ready: false, notes });
-            said = Some(problem);
-        }
-        tokio::select! { () = tokio::time::sleep(LOOK) => {} () = end.cancelled() => return None }
-    }
-}
-
-/// Ends this life of the agent when the configuration has changed and is right; tells when it has become wrong.
-async fn watch_config(
-    path: PathBuf,
-    config: HostConfig,
-    guests: Guests,
-    ready: watch::Sender<Readiness>,
-    changed: CancellationToken,
-) {
-    let mut said = None;
-    while !changed.is_cancelled() {
-        tokio::time::sleep(LOOK).await;
-        let problem = match load(&path) {
-            Ok(now) if now != config => {
-                tracing::info!(path = %path.display(), "The host configuration has changed");
-                return changed.cancel();
-            }
-            Ok(_) => None,
-            Err(problem) => Some(problem),
-        };
-        if problem != said {
-            if let Some(problem) = &problem {
-                tracing::error!(subject = problem.subject, reason = problem.reason, "{}", problem.message);
-            }
-            let notes =
-                problem.iter().map(|p| format!("{}: {}. What stood there before is in force", p.reason, p.message));
-            ready.send_replace(Readiness { ready: true, notes: notes.collect() });
-            guests.note(problem.iter().cloned().collect());
-            said = problem;
-        }
-    }
 }
 
 /// An agent's parts, put together and not yet at work.

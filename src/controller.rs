@@ -109,7 +109,7 @@ async fn start(args: Args) -> Result<(), RunError> {
     let mut registry = Registry::default();
     let metrics = ControllerMetrics::register(&mut registry);
     let (ready, shown) =
-        watch::channel(Readiness { ready: false, notes: vec!["The caches are being filled".to_owned()] });
+        watch::channel(Readiness { notes: vec!["The caches are being filled".to_owned()], ..Readiness::default() });
     let admin = tokio::spawn(admin::serve(listener, Arc::new(registry), shown, end.clone()));
     let (trouble, troubled) = watch::channel(None);
     let waiting = ready.clone();

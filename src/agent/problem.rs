@@ -60,6 +60,15 @@ impl Problem {
         Problem { subject: guest.to_owned(), reason, message }
     }
 
+    /// A container keeps the folder that it was started with.
+    pub fn folder_removed(folder: &Path) -> Problem {
+        let folder = folder.display();
+        let message = format!(
+            "{folder} was removed on the node, and what was made anew in its place is not seen here. The agent's pod is started again within two minutes; elsewhere mount {folder} again, and restart the agent"
+        );
+        Problem { subject: folder.to_string(), reason: "HostFolderRemoved", message }
+    }
+
     /// Connected, but QEMU does not answer.
     pub fn not_responding(guest: &str, socket: &Path, what: &str) -> Problem {
         let message =

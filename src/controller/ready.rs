@@ -57,7 +57,7 @@ pub(super) async fn tell(
             notes.push(format!("Agents that do not answer: {}", silent.join(", ")));
         }
         notes.extend(trouble.borrow().clone());
-        let readiness = Readiness { ready: true, notes };
+        let readiness = Readiness { ready: true, notes, ..Readiness::default() };
         ready.send_if_modified(|old| {
             let changed = *old != readiness;
             *old = readiness;

@@ -1,11 +1,15 @@
 //! A worker that loses its power in the middle of a run, and comes back after two minutes.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use super::underway::{SOON, Underway};
 use crate::{
-    lab::reference::Reference,
-    release::{NAMESPACE, NODES, Release},
+    lab::{child::wait_for, reference::Reference},
+    release::{NAMESPACE, NODES, Release, Team},
 };
 
 #[test]
@@ -28,6 +32,7 @@ fn after_a_power_cut_the_run_has_failed_with_its_reason_and_the_guests_next_run_
     let rollout = ["rollout", "status", "deployment/driftline-controller", "-n", NAMESPACE, "--timeout=60s"];
     let rolled_out = release.plane().kubectl(rollout);
     assert!(rolled_out.succeeded(), "{rolled_out}\n{}", release.logs());
+    a_folder_made_anew_is_seen(release, &run.team, NODES.iter().find(|name| **name != node).unwrap());
     std::thread::sleep(Duration::from_secs(120).saturating_sub(cut.elapsed()));
     let waiting = run.team.get("backuprun.driftline.dev", "run");
     assert!(waiting["status"]["agent"]["lostSince"].is_string(), "{waiting:#}");
@@ -45,4 +50,20 @@ fn after_a_power_cut_the_run_has_failed_with_its_reason_and_the_guests_next_run_
     run.team.back_up("again", "g", "local");
     run.team.wait_for("backuprun.driftline.dev/again", "Complete", SOON);
     run.restores_exactly("again", &reference);
+}
+
+/// Meanwhile, elsewhere: the host removes a folder that the agent's pod has, and makes it anew.
+fn a_folder_made_anew_is_seen(release: &'static Release, team: &Team, node: &str) {
+    let folder = team.seen(node, Path::new("/srv/backup"));
+    fs::remove_dir_all(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
+    let pod = release.agent_pod(node);
+    let restarts = ["get", "pod", &pod, "-n", NAMESPACE, "-o", "jsonpath={.status.containerStatuses[0].restartCount}"];
+    let before = release.plane().kubectl(restarts).ok();
+    wait_for("the liveness probe has the agent started again", SOON, || {
+        (release.plane().kubectl(restarts).stdout() != before).then_some(())
+    });
+    let said = release.plane().kubectl(["logs", &pod, "-n", NAMESPACE, "--previous"]).ok();
+    assert!(said.contains("HostFolderRemoved"), "{said}");
+    team.repository(node, "elsewhere");
 }
