@@ -36,7 +36,7 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!;
 # Images are built by root alone; the tests of whoever is not do without.
 base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/image/build --base
 nodes = [ "$$(id -u)" = 0 ] || { echo "make $@ starts real nodes, which needs the rights of root: run it as root" >&2; exit 1; }
-build = stage "tools" tests/install-tools; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
+build = stage "tools" tests/install-tools $@; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
 # With real parts, most of a test is waiting for them; with nodes, nearly all of it.
 more_threads = env RUST_TEST_THREADS=$$((2 * $$(nproc)))
