@@ -298,6 +298,9 @@ fn backup_type(kind: v1::BackupType) -> &'static str {
     match kind {
         v1::BackupType::Unspecified => "",
         v1::BackupType::Full => "Full",
+        v1::BackupType::Incremental => "Incremental",
+        v1::BackupType::Copy => "Copy",
+        v1::BackupType::Auto => "Auto",
     }
 }
 

@@ -43,7 +43,7 @@ use self::{
     lock::{Attempted, GuestLock, try_lock},
     run::{Driven, Run},
 };
-pub use crate::chain::next::{BackupType, TypeReason};
+pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
     clock::Clock,
     ids::GuestId,

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(name, "backupruns.md");
         for part in [
             "| `spec.guestRef.name` | string, required |",
-            "| `spec.type` | `Full`, default `\"Full\"` |",
+            "| `spec.type` | `Auto` or `Incremental` or `Full` or `Copy`, default `\"Auto\"` |",
             "| `status.disks[].jobID` | string |",
             "- `spec`: cancel cannot be taken back: make a new BackupRun under another name",
             "- **Point**: The restore point that it made.",

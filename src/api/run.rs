@@ -80,7 +80,9 @@ pub struct BackupRunSpec {
     pub guest_ref: GuestRef,
     /// The repository that takes the restore point.
     pub repository_ref: RepositoryRef,
-    /// Full (the default): all data of all disks, each the start of a new lineage.
+    /// Auto (the default): of each disk what has changed since its last point, where that is known exactly, else all data,
+    /// with the reason. Incremental: fails where that is not known. Full: all data, each disk the start of a new lineage.
+    /// Copy: all data, and nothing continues the point. Example: `Full`.
     #[serde(default, rename = "type")]
     pub backup_type: BackupType,
     /// Which disks. Without it: all that can be backed up.
@@ -153,9 +155,27 @@ impl RepositoryRef {
 /// What a backup copies.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackupType {
-    /// All data; each disk starts a new lineage.
+    /// What has changed, where that is known exactly, else all data.
     #[default]
+    Auto,
+    /// What has changed, or nothing: the run fails.
+    Incremental,
+    /// All data; each disk starts a new lineage.
     Full,
+    /// All data, outside of any lineage: nothing continues it.
+    Copy,
+}
+
+impl BackupType {
+    /// The word in specs and statuses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BackupType::Auto => "Auto",
+            BackupType::Incremental => "Incremental",
+            BackupType::Full => "Full",
+            BackupType::Copy => "Copy",
+        }
+    }
 }
 
 /// Which disks of the guest.

@@ -167,6 +167,7 @@ mod tests {
             lineage: LineageId::from_random(1),
             virtual_size: 65_536,
             bytes: 1,
+            copy: false,
             parent,
         };
         Point { id: id(n), sequence: n, identity_digest: format!("identity {n}"), disks: vec![disk] }

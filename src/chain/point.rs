@@ -30,6 +30,9 @@ pub struct PointDisk {
     pub virtual_size: u64,
     /// Size of the stored file in bytes.
     pub bytes: u64,
+    /// Whether it is outside of any lineage: nothing continues it.
+    #[serde(default)]
+    pub copy: bool,
     /// What it continues; nothing for a full.
     pub parent: Option<Parent>,
 }

@@ -106,7 +106,7 @@ pub struct Backup {
     #[arg(long, value_parser = guest_name)]
     pub name: Option<String>,
     /// What is stored.
-    #[arg(long = "type", value_enum, ignore_case = true, default_value = "Full")]
+    #[arg(long = "type", value_enum, ignore_case = true, default_value = "Auto")]
     pub kind: BackupType,
     /// Only this disk; may be given several times [default: all that can be backed up].
     #[arg(long = "disk", value_name = "DISK")]
@@ -123,8 +123,14 @@ pub struct Backup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum BackupType {
+    /// What has changed since the last point, where that is known exactly, else everything.
+    Auto,
+    /// What has changed, or fail.
+    Incremental,
     /// Everything: the point stands on its own.
     Full,
+    /// Everything, and no later backup builds on it.
+    Copy,
 }
 
 /// `driftline points`

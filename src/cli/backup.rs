@@ -15,7 +15,10 @@ use super::{
     signals::Interrupt,
 };
 use crate::{
-    chain::next::BackupType,
+    chain::{
+        graph::Graph,
+        next::{BackupType, RequestedType},
+    },
     engine::{BackupRequest, DiskSelection, Phase, RepositoryRef, RunControl, RunState},
     ids::{DiskName, PointId},
 };
@@ -41,7 +44,10 @@ pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError
         guest,
         repository: RepositoryRef { path: repository.path().to_owned(), id: repository.id().clone() },
         kind: match args.kind {
-            AskedType::Full => BackupType::Full,
+            AskedType::Auto => RequestedType::Auto,
+            AskedType::Incremental => RequestedType::Incremental,
+            AskedType::Full => RequestedType::Full,
+            AskedType::Copy => RequestedType::Copy,
         },
         disks: DiskSelection { include: args.disks.clone(), exclude: args.exclude.clone() },
         bandwidth: args.bandwidth.unwrap_or(0),
@@ -151,18 +157,12 @@ impl Document {
             virtual_size: size(&disk.name).unwrap_or_default(),
             stored_bytes: disk.stored_bytes,
         });
-        let disks: Vec<_> = disks.collect();
         Some(Self {
             restore_point: manifest.identity.point.clone(),
-            // A full is its own chain.
-            chain: ChainDocument {
-                root: manifest.identity.point.to_string(),
-                length: 1,
-                bytes: disks.iter().map(|disk| disk.stored_bytes).sum(),
-            },
+            chain: ChainDocument::of_point(&manifest.identity.point, &Graph::new(end.point.as_ref()?.chain.clone())),
             r#type: end.kind.map_or("", BackupType::as_str),
             checkpoint_time: manifest.identity.checkpoint_time,
-            disks,
+            disks: disks.collect(),
         })
     }
 

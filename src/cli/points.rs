@@ -241,11 +241,7 @@ impl GuestPoints {
                     name: disk.name.to_string(),
                     lineage: disk.lineage.to_string(),
                     parent: kept.and_then(|kept| kept.parent.as_ref()).map(|parent| parent.point.to_string()),
-                    chain: ChainDocument {
-                        root: chain.last().map(|link| link.point.id.to_string()).unwrap_or_default(),
-                        length: chain.len(),
-                        bytes: chain.iter().map(|link| link.disk.bytes).sum(),
-                    },
+                    chain: ChainDocument::of_disk(&chain),
                     virtual_size: disk.virtual_size,
                     stored_bytes: kept.map_or(0, |kept| kept.bytes),
                     format: kept.map(|kept| kept.format.clone()).unwrap_or_default(),

@@ -196,7 +196,8 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
     let spec = &run.spec;
     let status = run.status.clone().unwrap_or_default();
     let created = run.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
-    let mut facts = Facts { generation: run.metadata.generation.unwrap_or(0), ..Facts::default() };
+    let mut facts =
+        Facts { generation: run.metadata.generation.unwrap_or(0), requested: spec.backup_type, ..Facts::default() };
     let deadline = duration::parse(&spec.active_deadline);
     let ttl = spec.ttl_after_finished.as_deref().map(duration::parse).transpose();
     let bandwidth = spec.transfer.as_ref().and_then(|t| t.bandwidth.as_deref()).map(quantity::parse).transpose();
@@ -323,7 +324,10 @@ async fn start(
         }),
         repository: Some(v1::RepositoryAddress { path: repository.spec.filesystem.path.clone(), id: id.clone() }),
         r#type: match spec.backup_type {
+            BackupType::Auto => v1::BackupType::Auto.into(),
+            BackupType::Incremental => v1::BackupType::Incremental.into(),
             BackupType::Full => v1::BackupType::Full.into(),
+            BackupType::Copy => v1::BackupType::Copy.into(),
         },
         include_disks: disks.include,
         exclude_disks: disks.exclude,

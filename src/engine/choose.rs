@@ -1,16 +1,19 @@
 //! Which disks a run stores, each with its type and why; or why the run cannot be. Pure: request, guest and stored
 //! points come in as values. A guest or disk that is not ours to touch is refused here, before anything is done.
 
+use std::collections::BTreeSet;
+
 use super::{
-    graph::{DiskFacts, GuestFacts, PowerState},
+    graph::{BitmapFacts, DiskFacts, GuestFacts, PowerState},
     request::BackupRequest,
 };
 use crate::{
     chain::{
-        next::{self, Choice},
+        graph::Graph,
+        next::{self, Bitmap, Candidate, Choice, TypeReason},
         point::Point,
     },
-    ids::{DiskName, GuestId},
+    ids::{BitmapName, DiskName, GuestId, LineageId, RepositoryId},
     retry::Retry,
 };
 
@@ -66,6 +69,14 @@ pub enum Refusal {
         /// The word of the table of eligibility.
         reason: &'static str,
     },
+    /// An increment was asked for, and would not be exact.
+    #[error("Disk {disk} cannot be backed up incrementally ({}); use type Auto, which makes a full of it", reason.as_str())]
+    IncrementalImpossible {
+        /// The disk.
+        disk: DiskName,
+        /// Why it needs a full.
+        reason: TypeReason,
+    },
     /// Somebody else works on a disk.
     #[error("Disk {disk} is in use by {job}, which is not this run's; wait for it to end, or end it")]
     ForeignJob {
@@ -85,6 +96,7 @@ impl Refusal {
             Self::NoEligibleDisk { .. } => "NoEligibleDisk",
             Self::DiskNotFound { .. } => "DiskNotFound",
             Self::DiskIneligible { .. } => "DiskIneligible",
+            Self::IncrementalImpossible { .. } => "IncrementalImpossible",
             Self::ForeignJob { .. } => "ForeignJob",
         }
     }
@@ -96,7 +108,8 @@ impl Refusal {
             Self::WrongGuest { .. }
             | Self::NoEligibleDisk { .. }
             | Self::DiskNotFound { .. }
-            | Self::DiskIneligible { .. } => Retry::OnChange,
+            | Self::DiskIneligible { .. }
+            | Self::IncrementalImpossible { .. } => Retry::OnChange,
         }
     }
 }
@@ -119,16 +132,48 @@ pub fn choose(request: &BackupRequest, guest: &GuestFacts, points: &[Point]) -> 
         let job = disk.foreign_job.clone().unwrap_or_default();
         return Err(Refusal::ForeignJob { disk: disk.name.clone(), job });
     }
-    Ok(disks
+    let repository = &request.repository.id;
+    let shared = shared_lineages(&guest.disks, repository);
+    let graph = Graph::new(points.to_vec());
+    disks
         .into_iter()
-        .map(|disk| Chosen {
-            name: disk.name.clone(),
-            node: disk.node_name.clone(),
-            virtual_size: disk.virtual_size,
-            persistent: disk.persistent_bitmaps,
-            choice: next::choose(request.kind, &disk.name, points),
+        .map(|disk| {
+            let choice = next::choose(request.kind, &candidate(disk, repository), &shared, &graph);
+            Ok(Chosen {
+                name: disk.name.clone(),
+                node: disk.node_name.clone(),
+                virtual_size: disk.virtual_size,
+                persistent: disk.persistent_bitmaps,
+                choice: choice.map_err(|reason| Refusal::IncrementalImpossible { disk: disk.name.clone(), reason })?,
+            })
         })
-        .collect())
+        .collect()
+}
+
+fn candidate<'a>(disk: &'a DiskFacts, repository: &RepositoryId) -> Candidate<'a> {
+    let ours = |facts: &BitmapFacts| {
+        let name = facts.name.parse::<BitmapName>().ok().filter(|name| name.is_of(repository))?;
+        let BitmapFacts { bytes, recording, busy, inconsistent, .. } = *facts;
+        Some(Bitmap { name, bytes, recording, busy, inconsistent })
+    };
+    Candidate {
+        name: &disk.name,
+        virtual_size: disk.virtual_size,
+        persistent: disk.persistent_bitmaps,
+        bitmaps: disk.bitmaps.iter().filter_map(ours).collect(),
+        below: disk.bitmaps_below.iter().filter(|name| name.is_of(repository)).map(|n| n.lineage.clone()).collect(),
+    }
+}
+
+/// Lineages that several disks of the guest have bitmaps of, whether those are stored in this run or not.
+fn shared_lineages(disks: &[DiskFacts], repository: &RepositoryId) -> BTreeSet<LineageId> {
+    let (mut seen, mut shared) = (BTreeSet::new(), BTreeSet::new());
+    for disk in disks {
+        let lineages: BTreeSet<_> = candidate(disk, repository).bitmaps.into_iter().map(|b| b.name.lineage).collect();
+        shared.extend(lineages.intersection(&seen).cloned());
+        seen.extend(lineages);
+    }
+    shared
 }
 
 fn select<'a>(request: &BackupRequest, guest: &'a GuestFacts) -> Result<Vec<&'a DiskFacts>, Refusal> {

@@ -4,6 +4,7 @@ use std::{io, path::PathBuf};
 
 use super::{choose::Refusal, journal::Failure, journal::JournalError, lock::LockError};
 use crate::{
+    chain::next::TypeReason,
     ids::{DiskName, GuestId},
     qmp::{ConnectError, ExecuteError},
     repo::RepoError,
@@ -148,6 +149,12 @@ pub enum EngineError {
         /// The job.
         job: String,
     },
+    /// The disk was made smaller, and no bitmap tells what that has cost.
+    #[error("Disk {disk} was made smaller since the point that was to be continued; its next backup is a full one")]
+    DiskShrunk {
+        /// The disk.
+        disk: DiskName,
+    },
     /// Another process works on the guest.
     #[error("Guest {guest} is in use by {holder}")]
     GuestInUse {
@@ -213,6 +220,7 @@ impl EngineError {
             Self::CopyGone { .. } => "CopyGone",
             Self::GuestHarmed { .. } => GUEST_HARMED,
             Self::MigrationStarted { .. } => "MigrationStarted",
+            Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
             Self::JobStuck { .. } | Self::NotCleared { .. } => "TargetStuck",
             Self::GuestInUse { .. } => "GuestInUse",
@@ -239,6 +247,7 @@ impl EngineError {
             | Self::CopyGone { .. }
             | Self::GuestHarmed { .. }
             | Self::MigrationStarted { .. }
+            | Self::DiskShrunk { .. }
             | Self::TooManyAttempts { .. }
             | Self::JobStuck { .. }
             | Self::NotCleared { .. }

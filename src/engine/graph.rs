@@ -118,6 +118,9 @@ pub struct DiskFacts {
     pub foreign_job: Option<String>,
     /// The named bitmaps on the format node.
     pub bitmaps: Vec<BitmapFacts>,
+    /// Bitmaps of ours on the layers below it: somebody took a snapshot.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bitmaps_below: Vec<BitmapName>,
 }
 
 impl DiskFacts {
@@ -271,6 +274,7 @@ impl<'a> View<'a> {
             ineligible: None,
             foreign_job: None,
             bitmaps: Vec::new(),
+            bitmaps_below: Vec::new(),
         };
         let kind = self.answers.types.get(qdev).map_or("", String::as_str);
         let Some(top) = &device.inserted else {
@@ -301,6 +305,9 @@ impl<'a> View<'a> {
         disk.bitmaps = node.dirty_bitmaps.iter().filter_map(BitmapFacts::new).collect();
         let shared =
             self.sharing.contains(qdev) || (!device.device.is_empty() && self.sharing.contains(device.device.as_str()));
+        let layers = self.descendants(&node.node_name);
+        let layers = layers.iter().skip(1).filter_map(|name| self.nodes.get(name)).flat_map(|node| &node.dirty_bitmaps);
+        disk.bitmaps_below = layers.filter_map(|bitmap| bitmap.name.as_ref()?.parse().ok()).collect();
         let below: Vec<_> = all.iter().filter_map(|name| self.nodes.get(name).copied()).collect();
         disk.ineligible = eligible::refusal(kind, top, node, &below, shared);
         disk
@@ -373,6 +380,7 @@ fn vhost_disk(path: &str, kind: &str) -> Option<DiskFacts> {
         ineligible: Some(Ineligible::VhostUser),
         foreign_job: None,
         bitmaps: Vec::new(),
+        bitmaps_below: Vec::new(),
     })
 }
 

@@ -11,7 +11,7 @@ mod record;
 mod store;
 
 #[cfg(test)]
-pub(in crate::engine) use self::fixture::{fixture, request};
+pub(in crate::engine) use self::fixture::{fixture, increment, request};
 
 pub use self::{
     record::{Failure, Record, RecordDisk, RecordVariables, State},

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::graph::{BitmapFacts, DiskFacts};
 use crate::{
-    ids::{BitmapName, BitmapRole, LineageId, PointId, RepositoryId},
+    ids::{BitmapName, BitmapRole, PointId, RepositoryId},
     qmp::command::BitmapRef,
 };
 
@@ -42,20 +42,20 @@ pub fn at_start(
 }
 
 /// Bitmaps after a commit, on the disks of the run: every increment's, checkpoints beyond the last two, and sentinels
-/// but the one of the run (`lineages` are the run's).
+/// but those that the run used or made (`sentinels`).
 pub fn after_commit(
     disks: &[DiskFacts],
     repository: &RepositoryId,
-    lineages: &BTreeSet<LineageId>,
+    sentinels: &BTreeSet<BitmapName>,
     in_flight: &BTreeSet<PointId>,
 ) -> Vec<BitmapRef> {
     refs(disks, repository, in_flight, |name, _, all| {
-        if !all.iter().any(|(other, _)| lineages.contains(&other.lineage)) {
+        if !all.iter().any(|(other, _)| sentinels.iter().any(|own| own.lineage == other.lineage)) {
             return false;
         }
         match name.role {
             BitmapRole::Increment => true,
-            BitmapRole::Sentinel => !lineages.contains(&name.lineage),
+            BitmapRole::Sentinel => !sentinels.contains(name),
             BitmapRole::Checkpoint => {
                 let newer = all
                     .iter()

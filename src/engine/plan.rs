@@ -7,12 +7,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    journal::Record,
-    sentinel::{GRANULARITY, SOURCE_BITMAP},
+    journal::{Record, RecordDisk},
+    sentinel::SOURCE_BITMAP,
 };
 use crate::{
-    ids::{BitmapRole, DiskName, NodeRole},
-    qmp::command::{Action, BitmapAdd, BitmapMerge, BitmapRef, BlockdevBackup, Sync},
+    chain::{next::GRANULARITY, point::Parent},
+    ids::{BitmapName, BitmapRole, DiskName, NodeRole},
+    qmp::command::{Action, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockdevBackup, Sync},
 };
 
 /// One act of an attempt. Everything before `Send` can be undone without the guest having noticed anything.
@@ -29,6 +30,9 @@ pub enum Step {
         virtual_size: u64,
         /// The most that the file can grow to, in bytes.
         bound: u64,
+        /// What it continues.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        parent: Option<Parent>,
     },
     /// Stores the variables of the guest's firmware beside the disks.
     StoreVariables {
@@ -96,7 +100,12 @@ pub enum Undo {
 pub fn steps(record: &Record) -> Vec<Step> {
     let mut steps = vec![Step::CreatePoint];
     for disk in &record.disks {
-        steps.push(Step::CreateDisk { disk: disk.name.clone(), virtual_size: disk.virtual_size, bound: disk.bound });
+        steps.push(Step::CreateDisk {
+            disk: disk.name.clone(),
+            virtual_size: disk.virtual_size,
+            bound: disk.bound,
+            parent: disk.base().map(|base| base.parent.clone()),
+        });
     }
     for variables in &record.variables {
         let step = |file: &PathBuf| Step::StoreVariables { disk: variables.disk.clone(), file: file.clone() };
@@ -108,12 +117,14 @@ pub fn steps(record: &Record) -> Vec<Step> {
             node: record.node(index, NodeRole::Target),
             opaque: record.fdset(index, NodeRole::Target),
         });
-        steps.push(Step::OpenSentinelSource {
-            disk: disk.name.clone(),
-            virtual_size: disk.virtual_size,
-            node: record.node(index, NodeRole::SentinelSource),
-            opaque: record.fdset(index, NodeRole::SentinelSource),
-        });
+        if disk.needs_sentinel() {
+            steps.push(Step::OpenSentinelSource {
+                disk: disk.name.clone(),
+                virtual_size: disk.virtual_size,
+                node: record.node(index, NodeRole::SentinelSource),
+                opaque: record.fdset(index, NodeRole::SentinelSource),
+            });
+        }
     }
     steps.push(Step::Send { actions: transaction(record) });
     steps
@@ -149,40 +160,58 @@ impl Step {
     }
 }
 
-/// The one transaction of an attempt: every checkpoint and sentinel, then every job. Checkpoint first: the other order
-/// loses writes from the next increment without a word (measured). Individual completion, because grouped is refused
-/// together with bitmap actions; node names only, because a `-drive` id has killed QEMU here.
+/// The one transaction of an attempt: every checkpoint and sentinel, what each increment copies, then every job. Checkpoint
+/// first: the other order loses writes from the next increment without a word (measured). Individual completion, because
+/// grouped is refused together with bitmap actions; node names only, because a `-drive` id has killed QEMU here.
 fn transaction(record: &Record) -> Vec<Action> {
     let mut actions = Vec::new();
     for (index, disk) in record.disks.iter().enumerate() {
-        let checkpoint = record.bitmap(disk, BitmapRole::Checkpoint).to_string();
-        let sentinel = record.bitmap(disk, BitmapRole::Sentinel).to_string();
-        for (name, disabled) in [(checkpoint, false), (sentinel.clone(), true)] {
-            actions.push(Action::BlockDirtyBitmapAdd(BitmapAdd {
-                node: disk.node.clone(),
-                name,
-                granularity: GRANULARITY,
-                persistent: disk.persistent,
-                disabled,
-            }));
+        if disk.is_continued() {
+            actions.push(add(record, disk, BitmapRole::Checkpoint));
         }
-        actions.push(Action::BlockDirtyBitmapMerge(BitmapMerge {
-            node: disk.node.clone(),
-            target: sentinel,
-            bitmaps: vec![BitmapRef {
-                node: record.node(index, NodeRole::SentinelSource),
-                name: SOURCE_BITMAP.to_owned(),
-            }],
-        }));
+        if disk.needs_sentinel() {
+            let source =
+                BitmapRef { node: record.node(index, NodeRole::SentinelSource), name: SOURCE_BITMAP.to_owned() };
+            actions.push(add(record, disk, BitmapRole::Sentinel));
+            actions.push(merge(record, disk, BitmapRole::Sentinel, vec![source]));
+        }
+        if let Some(base) = disk.base() {
+            // The sentinel's granule too: a disk that was shrunk within it is not noticed (measured: raw, by sectors).
+            let here = |name: &BitmapName| BitmapRef { node: disk.node.clone(), name: name.to_string() };
+            actions.push(add(record, disk, BitmapRole::Increment));
+            let sources = vec![here(&base.checkpoint), here(&base.sentinel)];
+            actions.push(merge(record, disk, BitmapRole::Increment, sources));
+        }
     }
     for (index, disk) in record.disks.iter().enumerate() {
         let target = record.node(index, NodeRole::Target);
-        let mut backup = BlockdevBackup::new(record.job(disk).to_string(), disk.node.clone(), target, Sync::Full);
+        // Its bits stay: nothing that the next backup needs is given up here.
+        let increment = || Sync::Bitmap {
+            bitmap: record.bitmap(disk, BitmapRole::Increment).to_string(),
+            bitmap_mode: BitmapMode::Never,
+        };
+        let sync = disk.base().map_or(Sync::Full, |_| increment());
+        let mut backup = BlockdevBackup::new(record.job(disk).to_string(), disk.node.clone(), target, sync);
         backup.filter_node_name = Some(record.filter(index));
         backup.speed = (record.request.bandwidth > 0).then_some(record.request.bandwidth);
         actions.push(Action::BlockdevBackup(backup));
     }
     actions
+}
+
+fn add(record: &Record, disk: &RecordDisk, role: BitmapRole) -> Action {
+    Action::BlockDirtyBitmapAdd(BitmapAdd {
+        node: disk.node.clone(),
+        name: record.bitmap(disk, role).to_string(),
+        granularity: GRANULARITY,
+        persistent: disk.persistent && role != BitmapRole::Increment,
+        disabled: role != BitmapRole::Checkpoint,
+    })
+}
+
+fn merge(record: &Record, disk: &RecordDisk, role: BitmapRole, bitmaps: Vec<BitmapRef>) -> Action {
+    let target = record.bitmap(disk, role).to_string();
+    Action::BlockDirtyBitmapMerge(BitmapMerge { node: disk.node.clone(), target, bitmaps })
 }
 
 /// `blockdev-add` of a target: the parent of its header is not opened, and zeros that are written become holes.

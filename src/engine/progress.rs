@@ -4,9 +4,15 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{journal::Record, request::BackupRequest};
+use super::{
+    journal::{Record, RecordDisk},
+    request::BackupRequest,
+};
 use crate::{
-    chain::next::{BackupType, TypeReason},
+    chain::{
+        next::{BackupType, RequestedType, TypeReason},
+        point::Point,
+    },
     ids::{AttemptId, DiskName, JobId},
     qmp::block::{BlockJobInfo, JobInfo, JobStatus},
     repo::manifest::Manifest,
@@ -57,7 +63,7 @@ pub struct RunState {
     /// When it ended.
     pub completion_time: Option<Timestamp>,
     /// What was asked for.
-    pub requested_type: BackupType,
+    pub requested_type: RequestedType,
     /// What it became: full only if all disks are.
     #[serde(rename = "type")]
     pub kind: Option<BackupType>,
@@ -81,6 +87,9 @@ pub struct CommittedPoint {
     pub manifest: Manifest,
     /// The manifest's digest.
     pub manifest_digest: String,
+    /// The point and those that it builds on.
+    #[serde(default)]
+    pub chain: Vec<Point>,
 }
 
 /// One disk of a run.
@@ -140,8 +149,7 @@ impl RunState {
         self.start_time = record.started;
         self.attempts = record.attempts;
         self.checkpoint_time = record.checkpoint_time();
-        self.kind = (!record.disks.is_empty()).then_some(BackupType::Full);
-        self.type_reason = common_reason(record);
+        (self.kind, self.type_reason) = common_type(record).unzip();
         let known = std::mem::take(&mut self.disks);
         self.disks = record
             .disks
@@ -215,11 +223,12 @@ impl RunState {
     }
 }
 
-/// The reason that stands for the whole run: that of all disks where they agree, else that of the request.
-fn common_reason(record: &Record) -> Option<TypeReason> {
-    let first = record.disks.first()?.choice.reason;
-    let all = record.disks.iter().all(|disk| disk.choice.reason == first);
-    Some(if all { first } else { TypeReason::Requested })
+/// The type and reason that stand for the whole run: it is incremental if any disk is, and says why a disk is not.
+fn common_type(record: &Record) -> Option<(BackupType, TypeReason)> {
+    let increment = |disk: &&RecordDisk| disk.choice.kind == BackupType::Incremental;
+    let telling = record.disks.iter().find(|disk| !increment(disk)).or(record.disks.first())?;
+    let kind = record.disks.iter().find(increment).map_or(telling.choice.kind, |disk| disk.choice.kind);
+    Some((kind, telling.choice.reason))
 }
 
 /// QEMU's word for a job's status.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::progress::RunState;
 use crate::{
-    chain::next::BackupType,
+    chain::next::RequestedType,
     ids::{DiskName, GuestId, RepositoryId},
 };
 
@@ -27,7 +27,7 @@ pub struct BackupRequest {
     pub repository: RepositoryRef,
     /// The type that was asked for.
     #[serde(rename = "type")]
-    pub kind: BackupType,
+    pub kind: RequestedType,
     /// Which disks.
     #[serde(default)]
     pub disks: DiskSelection,

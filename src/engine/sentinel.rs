@@ -15,8 +15,7 @@ use std::{
     },
 };
 
-/// Bytes that one bit of a checkpoint, increment or sentinel bitmap stands for. QEMU merges only equal ones.
-pub const GRANULARITY: u32 = 65536;
+use crate::chain::next::GRANULARITY;
 
 /// The name of the bitmap inside the source image.
 pub const SOURCE_BITMAP: &str = "last-granule";

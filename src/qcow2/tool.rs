@@ -152,14 +152,31 @@ impl QemuImg {
     /// # Errors
     /// When `qemu-img` fails, or the length cannot be set.
     pub fn create(&self, file: BorrowedFd<'_>, format: Format, virtual_size: u64) -> Result<(), ToolError> {
-        if format == Format::Raw {
-            return rustix::fs::ftruncate(file, virtual_size)
-                .map_err(|errno| ToolError::Follow { command: "create", source: errno.into() });
+        match format {
+            Format::Raw => rustix::fs::ftruncate(file, virtual_size)
+                .map_err(|errno| ToolError::Follow { command: "create", source: errno.into() }),
+            Format::Qcow2 => self.create_stored(file, virtual_size, None),
         }
+    }
+
+    /// Makes an empty qcow2 image in the shape in which points are stored. `backing` becomes the name of its backing file,
+    /// a qcow2; it is not looked at.
+    ///
+    /// # Errors
+    /// When `qemu-img` fails.
+    pub fn create_stored(
+        &self,
+        file: BorrowedFd<'_>,
+        virtual_size: u64,
+        backing: Option<&str>,
+    ) -> Result<(), ToolError> {
         let options = format!("cluster_size={CLUSTER},compat=1.1,lazy_refcounts=off,preallocation=off");
         let path = path_of(file);
         let size = virtual_size.to_string();
-        let args = ["create", "-q", "-f", "qcow2", "-o", &options, &path, &size];
+        let backing = backing.map(|name| ["-u", "-F", "qcow2", "-b", name]);
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+        args.extend(backing.iter().flatten());
+        args.extend([path.as_str(), &size]);
         self.run("create", &args, &[file], &NEVER, &mut |_| ()).map(drop)
     }
 

@@ -66,6 +66,9 @@ pub struct Identity {
     pub checkpoint_time: jiff::Timestamp,
     /// What the guest's programs will find.
     pub consistency: Consistency,
+    /// What its run was asked for: `Auto`, `Incremental`, `Full` or `Copy`. Empty where an earlier version made it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub requested_type: String,
     /// Full only if every disk is.
     #[serde(rename = "type")]
     pub kind: PointType,
@@ -120,6 +123,8 @@ pub enum PointType {
     Full,
     /// Continues a parent.
     Incremental,
+    /// Stands alone, and nothing continues it.
+    Copy,
 }
 
 /// What a disk of a point is.
@@ -280,6 +285,7 @@ impl Manifest {
                 lineage: disk.lineage.clone(),
                 virtual_size: disk.virtual_size,
                 bytes: stored.map_or(0, |stored| stored.bytes),
+                copy: disk.kind == PointType::Copy,
                 parent: stored.and_then(|stored| stored.parent.clone()),
             }
         });
@@ -332,7 +338,7 @@ impl Manifest {
             if stored.generation == 1 && stored.table_digest != disk.table_digest {
                 return refuse(format!("disk {name} has two digests of one table"));
             }
-            if (disk.kind == PointType::Full) != disk.parent.is_none() {
+            if (disk.kind == PointType::Incremental) != disk.parent.is_some() {
                 return refuse(format!("disk {name} is {:?}, and its parent says otherwise", disk.kind));
             }
         }

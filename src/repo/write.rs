@@ -17,8 +17,9 @@ use super::{
     store::{Act, Folder},
 };
 use crate::{
+    chain::point::Parent,
     ids::{DiskName, GuestId, PointId},
-    qcow2::{header::Header, tool::Format},
+    qcow2::header::Header,
 };
 
 /// A point that has no manifest yet.
@@ -70,30 +71,54 @@ impl PartialPoint {
     }
 
     /// Makes a disk's empty image of `virtual_size` bytes and allocates `reserve_bytes` for it ahead, so that the
-    /// copy cannot run out of space: for an unfleeced guest that would be a failing write of its own.
+    /// copy cannot run out of space: for an unfleeced guest that would be a failing write of its own. The header names
+    /// the image of `parent`, for people with `qemu-img`; nothing of ours opens it by that name.
     ///
     /// # Errors
     /// `Reserve` where the space is not there or cannot be allocated ahead; otherwise when the image cannot be made.
-    pub fn create_disk(&self, disk: &DiskName, virtual_size: u64, reserve_bytes: u64) -> Result<(), RepoError> {
+    pub fn create_disk(
+        &self,
+        disk: &DiskName,
+        virtual_size: u64,
+        reserve_bytes: u64,
+        parent: Option<&Parent>,
+    ) -> Result<(), RepoError> {
         self.repository.check_lease(&self.guest)?;
         let name = layout::image(disk);
         let path = self.folder.path().join(&name);
         let file = self.folder.create(&name)?;
         self.folder.pass(Act::Tool, &name)?;
+        let backing = parent.map(|parent| format!("../{}/{}", parent.point, layout::image(&parent.disk)));
         self.repository
             .tool()
-            .create(file.as_fd(), Format::Qcow2, virtual_size)
+            .create_stored(file.as_fd(), virtual_size, backing.as_deref())
             .map_err(|source| RepoError::Tool { path: path.clone(), source })?;
         Header::read(&file)
             .and_then(|header| header.expect_stored(virtual_size))
             .map_err(|source| RepoError::Header { path: path.clone(), source })?;
-        self.folder.pass(Act::Allocate, &name)?;
-        if reserve_bytes > 0 {
-            rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, reserve_bytes)
-                .map_err(|errno| RepoError::Reserve { path, bytes: reserve_bytes, source: errno.into() })?;
-        }
         // Not synced: after a power cut an unfinished image is discarded, whatever is in it.
-        Ok(())
+        self.allocate(&name, &file, reserve_bytes)
+    }
+
+    /// Allocates `reserve_bytes` in all for a disk's image that is being written.
+    ///
+    /// # Errors
+    /// `Reserve` where the space is not there or cannot be allocated ahead.
+    pub fn reserve_disk(&self, disk: &DiskName, reserve_bytes: u64) -> Result<(), RepoError> {
+        let name = layout::image(disk);
+        self.allocate(&name, &self.open(&name, true)?, reserve_bytes)
+    }
+
+    fn allocate(&self, name: &str, file: &File, bytes: u64) -> Result<(), RepoError> {
+        self.folder.pass(Act::Allocate, name)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes).map_err(|errno| RepoError::Reserve {
+            path: self.folder.path().join(name),
+            bytes,
+            source: errno.into(),
+        })
     }
 
     /// Stores the variables of the guest's firmware, and brings them to the disk.

@@ -11,7 +11,7 @@ use crate::{
     chain::graph::Graph,
     engine::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
-        RunState,
+        RequestedType, RunState,
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -45,7 +45,10 @@ impl From<ParseIdError> for Refusal {
 /// `InvalidRequest` with what is wrong.
 pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, Refusal> {
     let kind = match request.r#type() {
-        v1::BackupType::Full => BackupType::Full,
+        v1::BackupType::Auto => RequestedType::Auto,
+        v1::BackupType::Incremental => RequestedType::Incremental,
+        v1::BackupType::Full => RequestedType::Full,
+        v1::BackupType::Copy => RequestedType::Copy,
         v1::BackupType::Unspecified => {
             return Err(invalid("The request names no type of backup that this agent knows"));
         }
@@ -140,22 +143,33 @@ pub fn run_state(state: &RunState, session: &str) -> v1::RunState {
         start_time: millis(Some(state.start_time)),
         checkpoint_time: millis(state.checkpoint_time),
         completion_time: millis(state.completion_time),
-        requested_type: backup_type(state.requested_type).into(),
+        requested_type: requested_type(state.requested_type).into(),
         r#type: state.kind.map_or(v1::BackupType::Unspecified, backup_type).into(),
         type_reason: state.type_reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
         disks: disks.collect(),
         attempts: state.attempts,
-        point: state.point.as_ref().map(|made| {
-            let alone = Graph::new(vec![made.manifest.point()]);
-            point(&made.manifest, &made.manifest_digest, &alone)
-        }),
+        point: state
+            .point
+            .as_ref()
+            .map(|made| point(&made.manifest, &made.manifest_digest, &Graph::new(made.chain.clone()))),
         retriable: state.retriable,
+    }
+}
+
+fn requested_type(kind: RequestedType) -> v1::BackupType {
+    match kind {
+        RequestedType::Auto => v1::BackupType::Auto,
+        RequestedType::Incremental => v1::BackupType::Incremental,
+        RequestedType::Full => v1::BackupType::Full,
+        RequestedType::Copy => v1::BackupType::Copy,
     }
 }
 
 fn backup_type(kind: BackupType) -> v1::BackupType {
     match kind {
         BackupType::Full => v1::BackupType::Full,
+        BackupType::Incremental => v1::BackupType::Incremental,
+        BackupType::Copy => v1::BackupType::Copy,
     }
 }
 
@@ -215,8 +229,8 @@ pub fn point(manifest: &Manifest, manifest_digest: &str, graph: &Graph) -> v1::P
 fn point_type(kind: PointType) -> v1::BackupType {
     match kind {
         PointType::Full => v1::BackupType::Full,
-        // The contract has no word for it before there are incrementals.
-        PointType::Incremental => v1::BackupType::Unspecified,
+        PointType::Incremental => v1::BackupType::Incremental,
+        PointType::Copy => v1::BackupType::Copy,
     }
 }
 

@@ -26,6 +26,7 @@ mod deletion;
 mod docs;
 mod docs_pods;
 mod guests;
+mod increments;
 mod kills;
 mod kinds;
 mod main_job;

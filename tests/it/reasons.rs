@@ -73,7 +73,11 @@ fn variants(source: &str, name: &str) -> Vec<String> {
 fn every_word_about_a_disk_and_every_finding_stands_in_the_operations_guide() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let guide = fs::read_to_string(root.join("docs/operations.md")).unwrap();
-    for (file, name) in [("src/engine/graph/eligible.rs", "Ineligible"), ("src/chain/finding.rs", "Kind")] {
+    for (file, name) in [
+        ("src/engine/graph/eligible.rs", "Ineligible"),
+        ("src/chain/finding.rs", "Kind"),
+        ("src/chain/next.rs", "TypeReason"),
+    ] {
         let words = variants(&fs::read_to_string(root.join(file)).unwrap(), name);
         assert!(words.len() > 9, "{words:?}");
         let missing: Vec<_> = words.iter().filter(|word| !guide.contains(&format!("| `{word}` |"))).collect();

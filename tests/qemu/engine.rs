@@ -3,6 +3,7 @@
 
 mod definition;
 mod host;
+mod increments;
 mod replies;
 mod storage;
 

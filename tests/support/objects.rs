@@ -35,17 +35,16 @@ impl Objects {
         Objects { namespace, plane, logs: Box::new(logs) }
     }
 
-    /// Applies a full BackupRun of a guest into a repository of this namespace.
+    /// Applies a BackupRun of a guest into a repository of this namespace.
     pub fn back_up(&self, run: &str, guest: &str, repository: &str) {
         self.create("BackupRun", run, self.backup_spec(guest, repository)).ok();
     }
 
-    /// The spec of a full BackupRun.
+    /// The spec of a BackupRun, of the default type.
     pub fn backup_spec(&self, guest: &str, repository: &str) -> Value {
         json!({
             "guestRef": { "name": guest },
             "repositoryRef": { "name": repository },
-            "type": "Full",
         })
     }
 

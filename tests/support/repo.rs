@@ -149,6 +149,7 @@ pub(crate) fn manifest(point: &PointId, sequence: u64, disks: &[(&SealedDisk, Op
             attempt: AttemptId::from_random(1).to_string(),
             checkpoint_time: "2026-11-01T00:00:00Z".parse().unwrap(),
             consistency: Consistency::Crash,
+            requested_type: "Auto".into(),
             kind: kind(full),
             disks: disks
                 .iter()
@@ -197,7 +198,7 @@ pub(crate) fn fill(
     commands: &[String],
 ) -> Result<SealedDisk, RepoError> {
     let disk = disk(name);
-    partial.create_disk(&disk, size, 0)?;
+    partial.create_disk(&disk, size, 0, None)?;
     qemu_io(&dir.join(format!("{name}.qcow2")), commands);
     partial.seal_disk(&disk, &mut |_| ())
 }

@@ -96,6 +96,6 @@ fn durations_and_rates_are_refused_with_what_to_write() {
 fn what_a_person_leaves_out_has_its_default() {
     let spec: BackupRunSpec =
         serde_json::from_value(serde_json::json!({"guestRef": {"name": "g"}, "repositoryRef": {"name": "r"}})).unwrap();
-    assert_eq!((spec.backup_type, spec.backoff_limit, spec.active_deadline.as_str()), (BackupType::Full, 2, "24h"));
+    assert_eq!((spec.backup_type, spec.backoff_limit, spec.active_deadline.as_str()), (BackupType::Auto, 2, "24h"));
     assert!(!spec.cancel);
 }

@@ -4,7 +4,9 @@
 use serde::Serialize;
 
 use crate::{
+    chain::graph::{Graph, Link},
     cli::output::{bytes, table},
+    ids::PointId,
     repo::manifest::Manifest,
 };
 
@@ -24,6 +26,8 @@ pub(super) struct PointDocument {
     point_id: String,
     guest: GuestDocument,
     checkpoint_time: jiff::Timestamp,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    requested_type: String,
     r#type: String,
     consistency: String,
     sequence: u64,
@@ -68,6 +72,27 @@ pub(in crate::cli) struct ChainDocument {
     pub(in crate::cli) bytes: u64,
 }
 
+impl ChainDocument {
+    /// Of one disk.
+    pub(super) fn of_disk(chain: &[Link<'_>]) -> Self {
+        Self {
+            root: chain.last().map(|link| link.point.id.to_string()).unwrap_or_default(),
+            length: chain.len(),
+            bytes: chain.iter().map(|link| link.disk.bytes).sum(),
+        }
+    }
+
+    /// Of a whole point: of its longest chain, with the bytes of all disks.
+    pub(in crate::cli) fn of_point(point: &PointId, graph: &Graph) -> Self {
+        let disks = graph.point(point).into_iter().flat_map(|point| &point.disks);
+        let chains = disks.filter_map(|disk| graph.chain(point, &disk.name).ok()).map(|chain| Self::of_disk(&chain));
+        let chains: Vec<_> = chains.collect();
+        let bytes = chains.iter().map(|chain| chain.bytes).sum();
+        let longest = chains.into_iter().max_by_key(|chain| chain.length);
+        longest.map_or_else(|| Self::of_disk(&[]), |longest| Self { bytes, ..longest })
+    }
+}
+
 impl PointDocument {
     pub(super) fn new(manifest: &Manifest, digest: &str, disks: Vec<DiskDocument>, problem: Option<String>) -> Self {
         let identity = &manifest.identity;
@@ -79,6 +104,7 @@ impl PointDocument {
                 namespace: identity.guest.namespace.clone(),
             },
             checkpoint_time: identity.checkpoint_time,
+            requested_type: identity.requested_type.clone(),
             r#type: format!("{:?}", identity.kind),
             consistency: format!("{:?}", identity.consistency),
             sequence: identity.sequence,

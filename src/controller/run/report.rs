@@ -9,7 +9,7 @@ use crate::{
         BackupRunStatus,
         condition::{self, Stage},
         duration, quantity,
-        run::{RestorePointRef, RunAgent, RunDisk},
+        run::{BackupType, RestorePointRef, RunAgent, RunDisk},
         words::Reason,
     },
     controller::{backup_type, begin_to_wait, seen, signed, since, time},
@@ -27,6 +27,8 @@ pub struct Facts {
     pub session: String,
     /// The object's generation.
     pub generation: i64,
+    /// The type that its spec asks for.
+    pub requested: BackupType,
 }
 
 /// The status after a step.
@@ -43,7 +45,7 @@ pub fn report(
         // Asked and not answered yet: what was shown is still the best that is known.
         return status;
     }
-    status.requested_type = "Full".to_owned();
+    status.requested_type = facts.requested.as_str().to_owned();
     status.queue_position = None;
     status.retry_time = None;
     if let Some(started) = &world.started {
@@ -58,7 +60,7 @@ pub fn report(
         status.retry_time = world.retry_at.map(Time);
         return status;
     }
-    let (phase, stage, reason, message) = words(plan, world);
+    let (phase, stage, reason, mut message) = words(plan, world);
     match plan {
         Plan::Queue { position, .. } => status.queue_position = Some(*position),
         Plan::Retry { pause, .. } => {
@@ -74,6 +76,7 @@ pub fn report(
         Plan::Complete => {
             status.restore_point_ref.clone_from(&facts.point);
             status.progress = "100%".to_owned();
+            message = format!("{message} {}", became(&status));
         }
         Plan::Wait { .. } if world.started.is_some() => {
             status.agent = None;
@@ -127,6 +130,13 @@ pub fn report(
     condition::set_stage(&mut status.conditions, stage, why, facts.generation, now);
     phase.clone_into(&mut status.phase);
     status
+}
+
+/// What was asked for, what each disk became, and why.
+fn became(status: &BackupRunStatus) -> String {
+    let disk = |d: &RunDisk| format!("{} is {} ({})", d.name, d.backup_type, d.type_reason);
+    let disks: Vec<_> = status.disks.iter().map(disk).collect();
+    format!("{} was asked for: {}.", status.requested_type, disks.join(", "))
 }
 
 /// The status of what has ended: nothing of it changes, but that a later spec was seen. Whoever waits compares the two.

@@ -21,6 +21,7 @@ fn disk(name: &str, ineligible: Option<Ineligible>) -> DiskFacts {
         ineligible,
         foreign_job: None,
         bitmaps: Vec::new(),
+        bitmaps_below: Vec::new(),
     }
 }
 

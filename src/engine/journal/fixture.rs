@@ -2,9 +2,12 @@
 
 use super::{Record, RecordDisk, State};
 use crate::{
-    chain::next::{BackupType, Choice, TypeReason},
+    chain::{
+        next::{BackupType, Base, Choice, RequestedType, TypeReason},
+        point::Parent,
+    },
     engine::request::{BackupRequest, DiskSelection, GuestRef, RepositoryRef},
-    ids::{AttemptId, LineageId, PointId},
+    ids::{AttemptId, BitmapName, BitmapRole, LineageId, PointId},
 };
 
 /// The request of the record.
@@ -21,7 +24,7 @@ pub(in crate::engine) fn request() -> BackupRequest {
             path: "/srv/backup".into(),
             id: "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap(),
         },
-        kind: BackupType::Full,
+        kind: RequestedType::Full,
         disks: DiskSelection::default(),
         bandwidth: 0,
         policy: None,
@@ -37,7 +40,7 @@ pub(in crate::engine) fn fixture() -> Record {
         lineage: LineageId::from_random(random),
         virtual_size: 10_000_384,
         persistent,
-        choice: Choice { kind: BackupType::Full, reason: TypeReason::FirstBackup },
+        choice: Choice { kind: BackupType::Full, reason: TypeReason::FirstBackup, base: None },
         bound: 10_420_224,
         copied: None,
     };
@@ -57,4 +60,30 @@ pub(in crate::engine) fn fixture() -> Record {
         command_line: None,
         variables: Vec::new(),
     }
+}
+
+/// The same, where the first disk continues a point since which it has grown, and the second is a copy.
+pub(in crate::engine) fn increment() -> Record {
+    let mut record = fixture();
+    let repository = record.request.repository.id.clone();
+    let (point, lineage) = (PointId::new(1_600_000_000_000, None, 7), LineageId::from_random(1));
+    let bitmap = |role| BitmapName::new(&repository, &point, &lineage, role);
+    record.disks[0].choice = Choice {
+        kind: BackupType::Incremental,
+        reason: TypeReason::CheckpointFound,
+        base: Some(Base {
+            parent: Parent {
+                point: point.clone(),
+                disk: "before".parse().unwrap(),
+                identity_digest: "identity".to_owned(),
+            },
+            lineage: lineage.clone(),
+            checkpoint: bitmap(BitmapRole::Checkpoint),
+            dirty: 65536,
+            sentinel: bitmap(BitmapRole::Sentinel),
+            resized: true,
+        }),
+    };
+    record.disks[1].choice = Choice { kind: BackupType::Copy, reason: TypeReason::Requested, base: None };
+    record
 }

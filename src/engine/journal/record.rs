@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    chain::next::Choice,
+    chain::next::{BackupType, Base, Choice},
     engine::request::BackupRequest,
     ids::{AttemptId, BitmapName, BitmapRole, DiskName, JobId, LineageId, NodeName, NodeRole, PointId},
     qmp::Process,
@@ -117,13 +117,30 @@ pub struct RecordDisk {
     pub virtual_size: u64,
     /// Whether its bitmaps are stored in the image.
     pub persistent: bool,
-    /// The type and why.
+    /// The type, what it builds on, and why.
     pub choice: Choice,
     /// The most that its file can grow to, in bytes; allocated before the start.
     pub bound: u64,
     /// What the job copied in all, in bytes; known from `copied` on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<u64>,
+}
+
+impl RecordDisk {
+    /// What the increment builds on; none for what stands alone.
+    pub fn base(&self) -> Option<&Base> {
+        self.choice.base.as_ref()
+    }
+
+    /// Whether later points can continue this one.
+    pub fn is_continued(&self) -> bool {
+        self.choice.kind != BackupType::Copy
+    }
+
+    /// Whether the disk gets a sentinel: one for each lineage, and for each size that it has had.
+    pub fn needs_sentinel(&self) -> bool {
+        self.is_continued() && self.base().is_none_or(|base| base.resized)
+    }
 }
 
 impl Record {

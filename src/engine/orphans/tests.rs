@@ -1,6 +1,7 @@
 //! Which bitmaps go, and which never do.
 
 use super::*;
+use crate::ids::LineageId;
 
 const REPOSITORY: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 
@@ -43,6 +44,7 @@ fn disk(bitmaps: Vec<BitmapFacts>) -> DiskFacts {
         ineligible: None,
         foreign_job: None,
         bitmaps,
+        bitmaps_below: Vec::new(),
     }
 }
 
@@ -111,7 +113,8 @@ fn after_a_commit_two_checkpoints_and_the_runs_sentinel_stay() {
     let other_disk = disk(vec![bitmap(&name(1, 7, Checkpoint)), bitmap(&name(1, 7, Sentinel))]);
     let disks = [disk(bitmaps), other_disk];
     let repository = REPOSITORY.parse().unwrap();
-    let gone = after_commit(&disks, &repository, &BTreeSet::from([lineage(3)]), &BTreeSet::new());
+    let kept = BTreeSet::from([name(3, 3, Sentinel).parse().unwrap()]);
+    let gone = after_commit(&disks, &repository, &kept, &BTreeSet::new());
     let gone: Vec<_> = gone.into_iter().map(|bitmap| bitmap.name).collect();
     let expected = vec![name(1, 1, Checkpoint), name(1, 1, Sentinel), name(2, 2, Sentinel), name(3, 3, Increment)];
     assert_eq!(gone, expected);

@@ -1,11 +1,21 @@
 //! The plan of an attempt, as it is printed.
 
 use super::*;
-use crate::engine::journal::fixture;
+use crate::engine::journal::{fixture, increment};
 
 #[test]
 fn the_plan_of_two_disks() {
     insta::assert_yaml_snapshot!(steps(&fixture()));
+}
+
+#[test]
+fn the_plan_of_an_increment_and_of_a_copy() {
+    insta::assert_yaml_snapshot!(steps(&increment()));
+}
+
+#[test]
+fn what_undoes_an_increment() {
+    insta::assert_yaml_snapshot!(undo(&increment()));
 }
 
 #[test]

@@ -81,11 +81,16 @@ fn a_failure_is_final_and_says_whether_to_try_again() {
 }
 
 #[test]
-fn disks_with_different_reasons_leave_the_requests_for_the_run() {
+fn a_run_is_incremental_if_a_disk_is_and_says_why_another_is_not() {
     let (mut record, mut state) = running();
-    record.disks[1].choice.reason = TypeReason::Requested;
+    record.disks[0].choice.kind = BackupType::Incremental;
+    record.disks[0].choice.reason = TypeReason::CheckpointFound;
+    record.disks[1].choice.reason = TypeReason::BitmapMissing;
     state.follow_record(&record);
-    assert_eq!(state.type_reason, Some(TypeReason::Requested));
+    assert_eq!((state.kind, state.type_reason), (Some(BackupType::Incremental), Some(TypeReason::BitmapMissing)));
+    record.disks.pop();
+    state.follow_record(&record);
+    assert_eq!(state.type_reason, Some(TypeReason::CheckpointFound));
 }
 
 #[test]

@@ -60,11 +60,14 @@ impl Run<'_> {
         let disks: Vec<_> = chosen
             .into_iter()
             .map(|disk| RecordDisk {
-                bound: space::upper_bound(disk.virtual_size),
+                bound: space::bound(disk.virtual_size, disk.choice.base.as_ref()),
                 top: top_of(&guest, &disk.node),
                 name: disk.name,
                 node: disk.node,
-                lineage: LineageId::from_random(rand::random()),
+                lineage: match &disk.choice.base {
+                    Some(base) => base.lineage.clone(),
+                    None => LineageId::from_random(rand::random()),
+                },
                 virtual_size: disk.virtual_size,
                 persistent: disk.persistent,
                 choice: disk.choice,
@@ -225,9 +228,10 @@ impl Run<'_> {
                         .await?;
                     partial = Some(Arc::new(made));
                 }
-                Step::CreateDisk { disk, virtual_size, bound } => {
+                Step::CreateDisk { disk, virtual_size, bound, parent } => {
                     let partial = self.partial(record, &mut partial).await?;
-                    self.repository(record, "disk", move |_| partial.create_disk(&disk, virtual_size, bound)).await?;
+                    let create = move |_: &Repository| partial.create_disk(&disk, virtual_size, bound, parent.as_ref());
+                    self.repository(record, "disk", create).await?;
                 }
                 Step::StoreVariables { disk, file } => {
                     let Some(bytes) = read_variables(record.process.as_ref(), file).await else {

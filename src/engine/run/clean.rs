@@ -1,10 +1,14 @@
 //! After the end: step 9 after a commit, and the failure path. Nothing of ours stays in QEMU, in the repository or in
 //! the journal; what QEMU does not give up in time stays in the journal, and every later run of the guest tries again.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::{Done, Driven, EngineError, Halt, Run};
 use crate::{
+    chain::{graph::Graph, point::Point},
     engine::{
         error::GUEST_HARMED,
         graph::inspect,
@@ -14,12 +18,13 @@ use crate::{
         progress::CommittedPoint,
         recover::Qemu,
     },
+    ids::BitmapRole,
     qmp::{
         Client,
         block::{BlockNode, JobStatus, RunState},
         command::{BitmapRef, BlockDirtyBitmapRemove, Cont, JobCancel, JobDismiss, QueryStatus},
     },
-    repo::RepoError,
+    repo::{RepoError, StoredPoint},
 };
 
 /// What is to be done in QEMU.
@@ -43,14 +48,16 @@ impl Run<'_> {
     /// Step 9: the point is durable. Jobs are dismissed, bitmaps that nobody needs any more removed.
     pub(super) async fn clean_up(&mut self, record: &Record) -> Done<()> {
         let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
-        let stored = self
+        let (stored, chain) = self
             .repository(record, "point", move |repository| {
                 let found = repository.point(&guest, &point)?;
-                found.ok_or(RepoError::NoSuchPoint { guest, point })
+                let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
+                let chain = chain_of(&stored.manifest.point(), repository.points(&guest)?);
+                Ok((stored, chain))
             })
             .await?;
         let cleared = self.clear_within(record, self.engine.patience.clean_up, Work::Tidy).await?;
-        self.completed(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest });
+        self.completed(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain });
         self.ended(record, &cleared).await
     }
 
@@ -66,7 +73,14 @@ impl Run<'_> {
         self.close_nodes(client, record).await?;
         self.end_jobs(client, record, false).await?;
         let guest = inspect(client).await?;
-        let lineages = record.disks.iter().map(|disk| disk.lineage.clone()).collect();
+        let sentinels = record
+            .disks
+            .iter()
+            .flat_map(|disk| {
+                let made = record.bitmap(disk, BitmapRole::Sentinel);
+                [Some(made), disk.base().map(|base| base.sentinel.clone())].into_iter().flatten()
+            })
+            .collect();
         let own = record.request.guest.uuid.clone();
         let in_flight = self
             .journal(|journal| journal.all())
@@ -75,7 +89,7 @@ impl Run<'_> {
             .filter(|record| record.request.guest.uuid != own)
             .map(|record| record.point)
             .collect();
-        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &lineages, &in_flight) {
+        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &sentinels, &in_flight) {
             let act = format!("Removing bitmap {}", bitmap.name);
             match self.execute(client, &act, &BlockDirtyBitmapRemove(bitmap)).await {
                 Err(Halt::Failed(error)) if !error.is_lost_connection() => {
@@ -277,4 +291,12 @@ impl Run<'_> {
             }
         }
     }
+}
+
+/// A point and all that it builds on, of `stored`.
+fn chain_of(point: &Point, stored: Vec<StoredPoint>) -> Vec<Point> {
+    let graph = Graph::new(stored.iter().map(|stored| stored.manifest.point()).collect());
+    let chains = point.disks.iter().filter_map(|disk| graph.chain(&point.id, &disk.name).ok());
+    let points: BTreeMap<_, _> = chains.flatten().map(|link| (link.point.sequence, link.point.clone())).collect();
+    points.into_values().collect()
 }

@@ -8,6 +8,7 @@ use std::{
 
 use super::{Done, EngineError, Halt, Run};
 use crate::{
+    chain::next::BackupType,
     engine::{
         journal::{Record, RecordDisk},
         progress::Phase,
@@ -144,16 +145,17 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Va
             attempt: record.attempt.to_string(),
             checkpoint_time: record.checkpoint_time().unwrap_or(record.started),
             consistency: Consistency::Crash,
-            kind: PointType::Full,
+            requested_type: request.kind.as_str().to_owned(),
+            kind: kind_of_all(&record.disks),
             disks: pairs()
                 .map(|(disk, sealed)| DiskIdentity {
                     name: disk.name.clone(),
                     lineage: disk.lineage.clone(),
                     virtual_size: disk.virtual_size,
-                    kind: PointType::Full,
+                    kind: kind(disk.choice.kind),
                     type_reason: disk.choice.reason.as_str().to_owned(),
                     table_digest: sealed.table_digest.clone(),
-                    parent: None,
+                    parent: disk.base().map(|base| base.parent.clone()),
                     other: other(),
                 })
                 .collect(),
@@ -169,7 +171,7 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Va
                     table: sealed.table.clone(),
                     generation: sealed.generation,
                     table_digest: sealed.table_digest.clone(),
-                    parent: None,
+                    parent: disk.base().map(|base| base.parent.clone()),
                     other: other(),
                 })
                 .collect(),
@@ -188,5 +190,20 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Va
             other: other(),
         },
         other: other(),
+    }
+}
+
+/// Full only if every disk is, and a copy only if every disk is.
+fn kind_of_all(disks: &[RecordDisk]) -> PointType {
+    let mut kinds = disks.iter().map(|disk| kind(disk.choice.kind));
+    let first = kinds.next().unwrap_or(PointType::Full);
+    kinds.fold(first, |all, next| if all == next { all } else { PointType::Incremental })
+}
+
+fn kind(kind: BackupType) -> PointType {
+    match kind {
+        BackupType::Full => PointType::Full,
+        BackupType::Incremental => PointType::Incremental,
+        BackupType::Copy => PointType::Copy,
     }
 }

@@ -6,15 +6,17 @@ use std::{fs::File, time::Duration};
 
 use super::{Done, EngineError, Halt, Run};
 use crate::{
+    chain::next,
     engine::{
         journal::{Record, RecordDisk, State},
         progress::Phase,
-        recover::{Found, Next, Qemu, next},
+        recover::{self, Found, Next, Qemu},
+        space,
     },
     ids::NodeRole,
     qmp::{
         Client, Event, ExecuteError,
-        block::{BlockDevice, BlockNode, FdSet, RunState},
+        block::{BlockDevice, BlockNode, FdSet, JobInfo, RunState},
         command::{
             BlockdevDel, QueryBlock, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
             RemoveFd,
@@ -31,6 +33,8 @@ impl Run<'_> {
         self.phase(Phase::Copying);
         let client = self.client().await?;
         let mut events = client.events();
+        self.check_sentinels(&client, record).await?;
+        let mut allocated = false;
         loop {
             let jobs = self.jobs(&client).await?;
             let block_jobs = self.execute(&client, "Asking QEMU for its jobs", &QueryBlockJobs {}).await?;
@@ -38,8 +42,12 @@ impl Run<'_> {
                 self.state.follow_jobs(&jobs, &block_jobs);
                 self.publish();
             }
+            if !allocated {
+                self.allocate_the_rest(record, &jobs).await?;
+                allocated = true;
+            }
             let found = Found { manifest: false, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
-            if next(record, &found) != Next::Follow {
+            if recover::next(record, &found) != Next::Follow {
                 return Ok(());
             }
             self.check_harm(&client, record).await?;
@@ -92,6 +100,38 @@ impl Run<'_> {
         }
     }
 
+    /// Whether no disk was shrunk between the choice of its type and the instant; from then on QEMU refuses to.
+    async fn check_sentinels(&self, client: &Client, record: &Record) -> Done<()> {
+        if record.disks.iter().all(|disk| disk.base().is_none()) {
+            return Ok(());
+        }
+        let nodes = self.nodes(client).await?;
+        for disk in &record.disks {
+            let Some(sentinel) = disk.base().map(|base| base.sentinel.to_string()) else { continue };
+            let bitmaps = nodes.iter().filter(|node| node.node_name == disk.node).flat_map(|node| &node.dirty_bitmaps);
+            let mut found = bitmaps.filter(|bitmap| bitmap.name.as_ref() == Some(&sentinel));
+            if !found.any(|bitmap| next::is_whole(bitmap.count)) {
+                return Err(EngineError::DiskShrunk { disk: disk.name.clone() }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Allocates what the guest has written between the look at the bitmaps and the instant. Where that fails, the run does
+    /// before the guest could notice.
+    async fn allocate_the_rest(&mut self, record: &Record, jobs: &[JobInfo]) -> Done<()> {
+        for disk in record.disks.iter().filter(|disk| disk.base().is_some()) {
+            let id = record.job(disk).to_string();
+            let Some(job) = jobs.iter().find(|job| job.id == id) else { continue };
+            let needed = space::bound_of(disk.virtual_size, job.total_progress);
+            if needed > disk.bound {
+                let (partial, name) = (self.open_partial(record).await?, disk.name.clone());
+                self.repository(record, "allocate", move |_| partial.reserve_disk(&name, needed)).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Step 7: closes the targets, gives up the descriptors, syncs the files, and only then `copied`.
     pub(super) async fn flush(&mut self, record: &mut Record) -> Done<()> {
         let client = self.client().await?;
@@ -105,6 +145,7 @@ impl Run<'_> {
             let Some(job) = jobs.iter().find(|job| job.id == id) else { return Ok(()) };
             disk.copied = Some(job.total_progress);
         }
+        self.check_sentinels(&client, record).await?;
         self.close_nodes(&client, record).await?;
         self.phase(Phase::Finishing);
         let partial = self.open_partial(record).await?;

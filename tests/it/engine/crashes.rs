@@ -12,7 +12,9 @@ use driftline::{
     qmp::fake::{Fault, Pace, When},
 };
 
-use super::host::{Counter, Host, assert_complete};
+use super::host::{Counter, Host, Start, assert_complete};
+
+const STARTS: [Start; 2] = [Start::First, Start::Continued];
 
 /// Does `act` for each number, a few at a time: much of a run is waiting for `qemu-img`.
 async fn each<F: Future<Output = ()> + Send + 'static>(numbers: std::ops::Range<usize>, act: impl Fn(usize) -> F) {
@@ -24,14 +26,20 @@ async fn each<F: Future<Output = ()> + Send + 'static>(numbers: std::ops::Range<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_stopped_at_any_act_is_followed_by_one_that_ends_the_run() {
-    let host = Host::new(Pace::AtOnce);
+    for start in STARTS {
+        stopped_at_any_act(start).await;
+    }
+}
+
+async fn stopped_at_any_act(start: Start) {
+    let host = Host::begun(start, Pace::AtOnce).await;
     let counter = Counter::new(usize::MAX);
     assert_complete(&host.start(&host.gated(counter.gate()), &host.request("run")).end().await);
     let acts = counter.count();
     assert!(acts > 80, "only {acts} acts pass the gate");
 
     each(0..acts, move |stop_at| async move {
-        let host = Host::new(Pace::AtOnce);
+        let host = Host::begun(start, Pace::AtOnce).await;
         let disks = host.disks();
         let counter = Counter::new(stop_at);
         let going = host.start(&host.gated(counter.gate()), &host.request("run"));
@@ -47,16 +55,17 @@ async fn an_engine_that_is_stopped_at_any_act_is_followed_by_one_that_ends_the_r
         assert_complete(&state);
         assert_eq!(host.transactions(), 1, "stopped at {stop_at}");
         assert_eq!(host.assert_tidy(), 1, "stopped at {stop_at}");
-        host.assert_clean(2);
+        host.assert_clean(host.bitmaps());
         host.assert_stored(&state, &disks);
+        host.assert_next_is_exact().await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
-    for step in [3, 7, 11, 17, 29] {
-        let host = Host::new(Pace::AtOnce);
+    for (step, start) in [3, 7, 11, 17, 29].into_iter().flat_map(|step| STARTS.map(|start| (step, start))) {
+        let host = Host::begun(start, Pace::AtOnce).await;
         let disks = host.disks();
         for round in 0..40 {
             let counter = Counter::new(step + round % 5);
@@ -80,33 +89,36 @@ async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
         }
         assert!(host.transactions() <= 1, "{} transactions", host.transactions());
         assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete));
+        host.assert_next_is_exact().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_at_any_command_changes_nothing() {
-    for fault in [Fault::CutBefore, Fault::CutAfter] {
-        let host = Host::new(Pace::AtOnce);
+    for (fault, start) in faults([Fault::CutBefore, Fault::CutAfter]) {
+        let host = Host::begun(start, Pace::AtOnce).await;
+        let before = host.qemu.log().len();
         assert_complete(&host.run("run").await);
-        let commands = host.qemu.log().len();
+        let commands = host.qemu.log().len() - before;
         each(1..commands + 1, move |command| {
             let fault = fault.clone();
             async move {
-                let host = Host::new(Pace::AtOnce);
+                let host = Host::begun(start, Pace::AtOnce).await;
                 let disks = host.disks();
-                host.qemu.fault(When::Nth(command), fault.clone());
+                host.qemu.fault(When::Nth(host.qemu.log().len() + command), fault.clone());
                 let state = host.run("run").await;
                 let text = format!("{fault:?} at command {command}: {} {}", state.reason, state.message);
                 assert!(host.transactions() <= 1, "{text}");
                 assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete), "{text}");
                 if state.phase == Phase::Complete {
                     host.assert_stored(&state, &disks);
-                    host.assert_clean(2);
+                    host.assert_clean(host.bitmaps());
                 } else {
                     // Before the intent is written nothing has happened, and the run says so.
                     assert!(state.phase == Phase::Failed && state.retriable && host.transactions() == 0, "{text}");
-                    host.assert_clean(0);
+                    host.assert_clean(2 * host.before);
                 }
+                host.assert_next_is_exact().await;
             }
         })
         .await;
@@ -115,17 +127,18 @@ async fn a_connection_that_ends_at_any_command_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_that_is_killed_at_any_command_leaves_a_whole_point_or_none() {
-    for fault in [Fault::KillBefore, Fault::KillAfter] {
-        let host = Host::new(Pace::AtOnce);
+    for (fault, start) in faults([Fault::KillBefore, Fault::KillAfter]) {
+        let host = Host::begun(start, Pace::AtOnce).await;
+        let before = host.qemu.log().len();
         assert_complete(&host.run("run").await);
-        let log = host.qemu.log();
+        let log = host.qemu.log().split_off(before);
         let flushed = log.iter().rposition(|logged| logged.command == "remove-fd").unwrap() + 1;
         each(1..log.len() + 1, move |command| {
             let fault = fault.clone();
             async move {
-                let mut host = Host::new(Pace::AtOnce);
+                let mut host = Host::begun(start, Pace::AtOnce).await;
                 let disks = host.disks();
-                host.qemu.fault(When::Nth(command), fault.clone());
+                host.qemu.fault(When::Nth(host.qemu.log().len() + command), fault.clone());
                 let state = host.run("run").await;
                 let text = format!("{fault:?} at command {command}: {} {}", state.reason, state.message);
                 assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete), "{text}");
@@ -148,14 +161,20 @@ async fn qemu_that_is_killed_at_any_command_leaves_a_whole_point_or_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_operation_that_fails_or_breaks_off_leaves_nothing_behind() {
-    let host = Host::new(Pace::AtOnce);
+    for start in STARTS {
+        failing_at_any_operation(start).await;
+    }
+}
+
+async fn failing_at_any_operation(start: Start) {
+    let host = Host::begun(start, Pace::AtOnce).await;
     let (seen, gate) = count(usize::MAX, false);
     assert_complete(&host.start(&host.failing(gate), &host.request("run")).end().await);
     let operations = seen.load(Ordering::SeqCst);
     each(0..2 * operations, move |number| {
         let (at, breaks) = (number / 2, number % 2 == 1);
         async move {
-            let host = Host::new(Pace::AtOnce);
+            let host = Host::begun(start, Pace::AtOnce).await;
             let disks = host.disks();
             let (_, gate) = count(at, breaks);
             // A panic in the run's own task, such as when the lease is given back, is a crash like the others.
@@ -178,6 +197,11 @@ async fn a_file_operation_that_fails_or_breaks_off_leaves_nothing_behind() {
         }
     })
     .await;
+}
+
+/// Each fault in each kind of run.
+fn faults(faults: [Fault; 2]) -> impl Iterator<Item = (Fault, Start)> {
+    faults.into_iter().flat_map(|fault| STARTS.map(|start| (fault.clone(), start)))
 }
 
 /// A gate that lets everything pass but the operation `at`, which fails for want of space, or breaks off.

@@ -12,8 +12,8 @@ use std::{
 use driftline::{
     clock,
     engine::{
-        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RunControl,
-        RunState, Settings, gate::Gate,
+        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedType,
+        RunControl, RunState, Settings, gate::Gate,
     },
     ids::RepositoryId,
     qmp::{
@@ -32,6 +32,17 @@ pub struct Host {
     pub id: RepositoryId,
     pub qemu: FakeQemu,
     pub reserve: u64,
+    /// What runs ask for.
+    pub kind: RequestedType,
+    /// Points that were there before the test.
+    pub before: usize,
+}
+
+/// Whether a host's runs are the first of its guest, or continue an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    First,
+    Continued,
 }
 
 impl Host {
@@ -45,8 +56,23 @@ impl Host {
             std::fs::write(folder.path().join(disk), bytes).unwrap();
         }
         let qemu = start(folder.path(), pace);
-        let host = Host { folder, id, qemu, reserve: 0 };
+        let host = Host { folder, id, qemu, reserve: 0, kind: RequestedType::Full, before: 0 };
         Repository::initialise(&host.roots(), &host.path(), &host.id, &tool()).unwrap();
+        host
+    }
+
+    /// Whose next run is an increment, where it is a continued one.
+    pub async fn begun(start: Start, pace: Pace) -> Host {
+        let mut host = Host::new(Pace::AtOnce);
+        if start == Start::Continued {
+            assert_complete(&host.run("before").await);
+            (host.kind, host.before) = (RequestedType::Auto, 1);
+            for (index, (disk, size)) in DISKS.iter().enumerate() {
+                host.qemu.write(disk, 65536 * index as u64, &[0x5a; 512]).unwrap();
+                host.qemu.write(disk, size - 512, &[0x5b; 512]).unwrap();
+            }
+        }
+        host.qemu.set_pace(pace);
         host
     }
 
@@ -107,7 +133,7 @@ impl Host {
             run_name: run.to_owned(),
             guest: GuestRef { uuid: UUID.parse().unwrap(), name: "guest".to_owned(), namespace: "team-a".to_owned() },
             repository: RepositoryRef { path: self.path(), id: self.id.clone() },
-            kind: BackupType::Full,
+            kind: self.kind,
             disks: DiskSelection::default(),
             bandwidth: 0,
             policy: None,
@@ -126,12 +152,12 @@ impl Host {
         self.start(&self.engine(), &self.request(run)).end().await
     }
 
-    /// Nothing but whole points in the repository, nothing in the journal. Gives the number of points.
+    /// Nothing but whole points in the repository, nothing in the journal. Gives the number of new points.
     pub fn assert_tidy(&self) -> usize {
         let scan = self.repository().scan(&UUID.parse().unwrap()).unwrap();
         assert_eq!((scan.partial, scan.findings), (vec![], vec![]));
         assert_eq!(files(&self.folder.path().join("state/journal")), Vec::<String>::new());
-        scan.points.len()
+        scan.points.len() - self.before
     }
 
     /// Nothing of ours is in QEMU but `count` bitmaps on each disk.
@@ -161,9 +187,28 @@ impl Host {
         DISKS.iter().map(|(disk, _)| std::fs::read(self.folder.path().join(disk)).unwrap()).collect()
     }
 
-    /// Transactions that QEMU did.
+    /// Another run after the guest has written is an increment where it can be, and stores the disks as they are then.
+    pub async fn assert_next_is_exact(&self) {
+        for (disk, size) in DISKS {
+            self.qemu.write(disk, size - 1024, &[0x77; 512]).unwrap();
+        }
+        let (known, disks) = (self.assert_tidy() + self.before > 0, self.disks());
+        let request = BackupRequest { kind: RequestedType::Auto, ..self.request("the next") };
+        let state = self.start(&self.engine(), &request).end().await;
+        assert_complete(&state);
+        let expected = if known { BackupType::Incremental } else { BackupType::Full };
+        assert_eq!(state.kind, Some(expected), "{:?}", state.type_reason);
+        self.assert_stored(&state, &disks);
+    }
+
+    /// New transactions that QEMU did.
     pub fn transactions(&self) -> usize {
-        self.qemu.log().iter().filter(|logged| logged.command == "transaction" && logged.done).count()
+        self.qemu.log().iter().filter(|logged| logged.command == "transaction" && logged.done).count() - self.before
+    }
+
+    /// Bitmaps that stay on a disk: the checkpoint and the sentinel, and the checkpoint before.
+    pub fn bitmaps(&self) -> usize {
+        2 + self.before
     }
 }
 

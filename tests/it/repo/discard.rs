@@ -27,7 +27,7 @@ fn a_discarded_point_leaves_no_file_of_ours_and_what_others_put_there_fails_no_r
     let partial = repository.create_point(&guest(), &point).unwrap();
     let dir = place.point_dir(&point);
     support::fill(&partial, &dir, "disk0", 1 << 20, &["write -P 1 0 64k".into()]).unwrap();
-    partial.create_disk(&disk("zz"), 1 << 20, 0).unwrap();
+    partial.create_disk(&disk("zz"), 1 << 20, 0, None).unwrap();
     partial.store_variables(&disk("pflash1"), b"variables").unwrap();
     let foreign = [OsStr::new("@eaDir"), OsStr::new("kept.qcow2"), OsStr::from_bytes(b"n\xff.qcow2")];
     fs::create_dir(dir.join(foreign[0])).unwrap();
@@ -56,7 +56,7 @@ fn a_file_that_cannot_be_removed_keeps_no_other_from_being_removed_and_is_told()
     let point = point_id(1);
     let partial = repository.create_point(&guest(), &point).unwrap();
     for name in ["a", "b"] {
-        partial.create_disk(&disk(name), 1 << 20, 0).unwrap();
+        partial.create_disk(&disk(name), 1 << 20, 0, None).unwrap();
     }
     let error = partial.discard().unwrap_err();
     assert_eq!(error.reason(), "RepositoryIOError", "{error}");

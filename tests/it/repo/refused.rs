@@ -121,7 +121,7 @@ fn an_image_with_an_absolute_backing_file_is_refused_when_it_is_sealed() {
     fs::write(&secret, vec![0x5a; 1 << 20]).unwrap();
     let point = point_id(1);
     let partial = repository.create_point(&guest(), &point).unwrap();
-    partial.create_disk(&disk("disk0"), 1 << 20, 0).unwrap();
+    partial.create_disk(&disk("disk0"), 1 << 20, 0, None).unwrap();
     let image = place.point_dir(&point).join("disk0.qcow2");
     support::run("qemu-img", &["rebase", "-u", "-F", "raw", "-b", secret.to_str().unwrap(), image.to_str().unwrap()]);
     let error = partial.seal_disk(&disk("disk0"), &mut |_| ()).unwrap_err();
@@ -135,7 +135,7 @@ fn an_image_that_is_no_qcow2_at_all_is_not_tried_again_until_something_changes()
     let _lease = support::lease(&repository).unwrap();
     let point = point_id(1);
     let partial = repository.create_point(&guest(), &point).unwrap();
-    partial.create_disk(&disk("disk0"), 1 << 20, 0).unwrap();
+    partial.create_disk(&disk("disk0"), 1 << 20, 0, None).unwrap();
     fs::write(place.point_dir(&point).join("disk0.qcow2"), vec![0; 1 << 20]).unwrap();
     let error = partial.seal_disk(&disk("disk0"), &mut |_| ()).unwrap_err();
     assert_eq!((error.reason(), error.retry()), ("QemuImgFailed", Retry::OnChange), "{error}");
@@ -247,7 +247,7 @@ fn a_full_file_system_is_said_so_before_the_copy_and_the_point_can_be_discarded(
     assert!(space.local && space.writable && space.capacity == 8 << 20, "{space:?}");
     let _lease = support::lease(&repository).unwrap();
     let partial = repository.create_point(&guest(), &point_id(1)).unwrap();
-    let error = partial.create_disk(&disk("disk0"), 64 << 20, 64 << 20).unwrap_err();
+    let error = partial.create_disk(&disk("disk0"), 64 << 20, 64 << 20, None).unwrap_err();
     assert_eq!(error.reason(), "RepositoryFull", "{error}");
     partial.discard().unwrap();
     assert!(repository.space().unwrap().available > 7 << 20);
@@ -255,7 +255,7 @@ fn a_full_file_system_is_said_so_before_the_copy_and_the_point_can_be_discarded(
     // Full only when the point is sealed: the table does not fit.
     let point = point_id(2);
     let partial = repository.create_point(&guest(), &point).unwrap();
-    partial.create_disk(&disk("disk0"), 64 << 20, 2 << 20).unwrap();
+    partial.create_disk(&disk("disk0"), 64 << 20, 2 << 20, None).unwrap();
     support::qemu_io(&place.point_dir(&point).join("disk0.qcow2"), &["write -P 1 0 1M".into()]);
     let left = repository.space().unwrap().available;
     fs::write(place.path.join("filler"), vec![1; usize::try_from(left).unwrap()]).unwrap();
@@ -300,7 +300,7 @@ fn what_is_allocated_ahead_is_there_at_once_and_freed_when_the_disk_is_sealed() 
     let _lease = support::lease(&repository).unwrap();
     let point = point_id(1);
     let partial = repository.create_point(&guest(), &point).unwrap();
-    partial.create_disk(&disk("disk0"), 64 << 20, 32 << 20).unwrap();
+    partial.create_disk(&disk("disk0"), 64 << 20, 32 << 20, None).unwrap();
     let image = place.point_dir(&point).join("disk0.qcow2");
     let metadata = fs::metadata(&image).unwrap();
     assert!(metadata.blocks() * 512 >= 32 << 20, "{} blocks", metadata.blocks());

@@ -35,6 +35,7 @@ fn backup_and_points_give_the_documents_of_the_contract() {
         "pointID": point,
         "guest": { "uuid": machine.uuid(), "name": "db-1" },
         "checkpointTime": time,
+        "requestedType": "Auto",
         "type": "Full",
         "consistency": "Crash",
         "sequence": 1,
@@ -56,6 +57,26 @@ fn backup_and_points_give_the_documents_of_the_contract() {
     assert_eq!(shown, expected);
     let words = ["points", "show", "latest", "--repository", &host.repository(), "--definition"];
     assert!(host.json(&words)["blockGraph"].is_object() || host.json(&words)["blockGraph"].is_array());
+}
+
+#[test]
+fn an_increment_says_what_it_builds_on() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).arguments(&["-name", "db-1"]).paused().start();
+    machine.write("disk0", 1, 0, MIB);
+    let first = host.backup(&machine);
+    machine.write("disk0", 2, 65536, 512);
+    let second = host.backup(&machine);
+    let disk = &second["disks"][0];
+    assert_eq!((&second["type"], &disk["typeReason"]), (&json!("Incremental"), &json!("CheckpointFound")));
+    let stored = disk["storedBytes"].as_u64().unwrap();
+    assert!(stored < MIB, "{second}");
+    let bytes = stored + first["disks"][0]["storedBytes"].as_u64().unwrap();
+    assert_eq!(second["chain"], json!({ "root": first["restorePoint"], "length": 2, "bytes": bytes }));
+    let point = second["restorePoint"].as_str().unwrap();
+    let shown = host.json(&["points", "show", point, "--repository", &host.repository()]);
+    assert_eq!((&shown["disks"][0]["chain"], &shown["disks"][0]["parent"]), (&second["chain"], &first["restorePoint"]));
+    assert_eq!(shown["requestedType"], "Auto");
 }
 
 #[test]

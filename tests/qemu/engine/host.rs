@@ -2,14 +2,16 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
     time::Duration,
 };
 
 use driftline::{
     clock,
     engine::{
-        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RunControl,
+        BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedType, RunControl,
         RunState, Settings,
+        restore::{self, Overwrite, RestoreRequest},
     },
     ids::{BitmapName, RepositoryId},
     qmp::{Address, Monitor},
@@ -31,8 +33,12 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn new() -> Host {
+        Host::with_id("9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10")
+    }
+
+    pub(super) fn with_id(id: &str) -> Host {
         let folder = tempfile::tempdir().unwrap();
-        let id = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
+        let id = id.parse().unwrap();
         std::fs::create_dir(folder.path().join("repository")).unwrap();
         let host = Host { folder, id };
         host.initialise();
@@ -83,7 +89,7 @@ impl Host {
                 namespace: "team-a".to_owned(),
             },
             repository: RepositoryRef { path: self.repository_path(), id: self.id.clone() },
-            kind: BackupType::Full,
+            kind: RequestedType::Full,
             disks: DiskSelection::default(),
             bandwidth,
             policy: None,
@@ -97,6 +103,24 @@ impl Host {
             crate::lab::machine::run(std::process::Command::new("qemu-img").arg("check").arg(&image));
             reference.assert_equal(disk, &image, Format::Qcow2);
         }
+    }
+
+    /// Every disk of the run's point, restored by Driftline itself, is the disk of the reference.
+    pub(super) fn assert_restores(&self, machine: &Machine, state: &RunState, reference: &Reference) {
+        let folder = tempfile::tempdir_in(self.folder.path()).unwrap();
+        let identity = &state.point.as_ref().unwrap().manifest.identity;
+        let file = |disk: &str| folder.path().join(format!("{disk}.raw"));
+        let request = RestoreRequest {
+            run: String::new(),
+            guest: machine.uuid().parse().unwrap(),
+            point: identity.point.clone(),
+            disks: identity.disks.iter().map(|disk| (disk.name.clone(), file(disk.name.as_str()))).collect(),
+            format: restore::Format::Raw,
+            overwrite: Overwrite::Never,
+            verify: true,
+        };
+        restore::flatten(&self.repository(), &self.roots(), &request, &mut |_| (), &AtomicBool::new(false)).unwrap();
+        reference.disks().for_each(|disk| reference.assert_equal(disk, &file(disk), Format::Raw));
     }
 
     pub(super) fn stored(&self, machine: &Machine, state: &RunState, disk: &str) -> PathBuf {
