@@ -11,7 +11,7 @@ use crate::{
 const WITHIN: Duration = Duration::from_secs(120);
 
 pub(crate) fn show(parts: &Parts) {
-    let Parts { team, machine, .. } = parts;
+    let Parts { team, .. } = parts;
     let place = format!("/srv/backup/{}", team.namespace);
     std::fs::create_dir_all(team.seen(NODE, place.as_ref())).expect("A node's folder can be made");
     kubectl(team, &["get", "guests"]);
@@ -19,30 +19,11 @@ pub(crate) fn show(parts: &Parts) {
     apply(team, "BackupRepository", "local", &[&spec]);
     team.wait_for("backuprepositories.driftline.dev/local", "Ready", WITHIN);
 
-    let writer = machine.console().stop();
-    let reference = step("Copying the disks for the comparison, while the guest's writer stands still", || {
-        Reference::take(machine)
-    });
-    // Slow enough to watch, and for the guest to write while QEMU copies.
-    apply(
-        team,
-        "BackupRun",
-        "first",
-        &["guestRef: {name: db-1}, repositoryRef: {name: local}, transfer: {bandwidth: 8Mi}"],
-    );
-    let began = Instant::now();
-    team.wait_for("backuprun.driftline.dev/first", "CheckpointCreated", WITHIN);
-    machine.console().go();
-    println!("  {:5.1} s  checkpoint: from here on the guest writes again", began.elapsed().as_secs_f64());
-    follow(team, "backuprun.driftline.dev/first", began);
-    let meanwhile = machine.console().status();
-    println!(
-        "The guest wrote {} times while QEMU copied: {} errors, no write took longer than {} ms",
-        meanwhile.writes - writer.writes,
-        meanwhile.errors,
-        meanwhile.slowest.as_millis()
-    );
-    let point = team.point_of("first");
+    back_up(parts, "first");
+    // What is copied now is what was written since.
+    let reference = back_up(parts, "second");
+    kubectl(team, &["get", "backupruns"]);
+    let point = team.point_of("second");
     team.wait_for(&format!("restorepoint.driftline.dev/{point}"), "Available", WITHIN);
     kubectl(team, &["get", "restorepoints"]);
 
@@ -72,6 +53,32 @@ pub(crate) fn show(parts: &Parts) {
         NODES.iter().for_each(|node| team.release.nodes.node(node).power_cut());
     });
     println!("EQUAL: {equal}");
+}
+
+/// One run, while the guest writes, and what the disks were at its checkpoint.
+fn back_up(parts: &Parts, name: &str) -> Reference {
+    let Parts { team, machine, .. } = parts;
+    let writer = machine.console().stop();
+    let reference = step("Copying the disks for the comparison, while the guest's writer stands still", || {
+        Reference::take(machine)
+    });
+    // Slow enough to watch, and for the guest to write while QEMU copies.
+    let spec = "guestRef: {name: db-1}, repositoryRef: {name: local}, transfer: {bandwidth: 8Mi}";
+    apply(team, "BackupRun", name, &[spec]);
+    let began = Instant::now();
+    let run = format!("backuprun.driftline.dev/{name}");
+    team.wait_for(&run, "CheckpointCreated", WITHIN);
+    machine.console().go_gently();
+    println!("  {:5.1} s  checkpoint: from here on the guest writes again", began.elapsed().as_secs_f64());
+    follow(team, &run, began);
+    let meanwhile = machine.console().status();
+    println!(
+        "The guest wrote {} times meanwhile: {} errors, no write took longer than {} ms",
+        meanwhile.writes - writer.writes,
+        meanwhile.errors,
+        meanwhile.slowest.as_millis()
+    );
+    reference
 }
 
 /// Applies an object, and shows it as it is applied.

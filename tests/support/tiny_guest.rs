@@ -89,6 +89,11 @@ impl Console {
         self.word("go", "going")
     }
 
+    /// Lets the writer write about ten times a second.
+    pub fn go_gently(&self) -> WriterState {
+        self.word("gently", "going")
+    }
+
     /// Stops the writer; when this returns, all disks are flushed and nothing is written until [`Console::go`].
     pub fn stop(&self) -> WriterState {
         self.word("stop", "stopped")

@@ -6,6 +6,7 @@
 // by one line on standard output:
 //   stop   -> WRITER stopped ...   after all devices are flushed: nothing is written until "go"
 //   go     -> WRITER going ...
+//   gently -> WRITER going ...     some ten writes a second
 //   status -> WRITER status ...
 // Each answer carries writes= errors= errno= maxlat_ms= (since the last answer). Starts stopped, with WRITER ready.
 #define _GNU_SOURCE
@@ -21,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_DEVICES = 8, MAX_BLOCK = 65536, UNIT = 4096, PACE_US = 500 };
+enum { MAX_DEVICES = 8, MAX_BLOCK = 65536, UNIT = 4096, PACE_US = 500, GENTLE_US = 100000 };
 
 static uint64_t writes, errors;
 static int last_errno;
@@ -66,7 +67,7 @@ static void write_once(int fd, uint64_t size, unsigned char *block) {
 }
 
 int main(int count, char **names) {
-    int fds[MAX_DEVICES], devices = 0, going = 0;
+    int fds[MAX_DEVICES], devices = 0, going = 0, pace = PACE_US;
     uint64_t sizes[MAX_DEVICES];
     void *block;
     if (posix_memalign(&block, UNIT, MAX_BLOCK)) return 1;
@@ -94,7 +95,9 @@ int main(int count, char **names) {
                     if (fsync(fds[i])) errors++, last_errno = errno;
                 going = 0, answer("stopped");
             } else if (!strcmp(line, "go")) {
-                going = 1, answer("going");
+                going = 1, pace = PACE_US, answer("going");
+            } else if (!strcmp(line, "gently")) {
+                going = 1, pace = GENTLE_US, answer("going");
             } else if (!strcmp(line, "status")) {
                 answer("status");
             }
@@ -102,6 +105,6 @@ int main(int count, char **names) {
         }
         if (!going) continue;
         write_once(fds[turn % devices], sizes[turn % devices], block);
-        usleep(PACE_US);
+        usleep(pace);
     }
 }
