@@ -35,6 +35,9 @@ begin = mkdir -p "$$DRIFTLINE_CACHE"; stage() { tests/stage "$$@" & current=$$!;
 	trap 'kill -TERM "$$current" || :; wait "$$current" || :; exit 130' INT TERM HUP
 # Images are built by root alone; the tests of whoever is not do without.
 base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/image/build --base
+# Another QEMU is installed by root alone, too.
+other_qemu = [ "$$(id -u)" != 0 ] || stage "QEMU 10.0 beside the installed one (once)" tests/qemu-versions
+on_other_qemu = env PATH="$$(tests/qemu-versions):$$PATH"
 nodes = [ "$$(id -u)" = 0 ] || { echo "make $@ starts real nodes, which needs the rights of root: run it as root" >&2; exit 1; }
 build = stage "tools" tests/install-tools $@; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
@@ -61,12 +64,13 @@ sandbox:
 	stage "sandbox" $(cargo_test) --quiet --test sandbox -- sandbox
 
 test:
-	@$(begin); $(build)
+	@$(begin); $(build); $(other_qemu)
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	$(linting)
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(more_threads) $(cargo_test) --test qemu
+	[ "$$(id -u)" != 0 ] || stage "the engine's tests with QEMU 10.0" $(on_other_qemu) $(more_threads) $(cargo_test) --test qemu engine:: -- --skip never_comes
 	stage "tests with Kubernetes and QEMU" $(many_threads) $(cargo_test) --test cluster
 	[ "$$(id -u)" != 0 ] || stage "make sandbox, and what it says to type" tests/sandbox/check
 
