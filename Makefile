@@ -8,6 +8,7 @@
 #   make crds      writes crds/, the chart's kinds/ and docs/reference/ anew from the types in src/api
 #   make lint      format, clippy, licences, one TLS provider, shell scripts
 #   make image     the image with the release binary, as an archive for `ctr -n k8s.io images import`, and its size
+#   make torture   chains through ROUNDS (500) of random writes, resizes, kills on each QEMU, from SEED (1); a log of each
 #   make soak      the tests that kill things, again and again for SOAK_MINUTES (30)
 #
 #   DRIFTLINE_CACHE     caches: the control plane's programs, the small guest, images, cargo's target folder
@@ -19,7 +20,7 @@
 SHELL := /bin/sh
 .SHELLFLAGS := -eu -c
 .ONESHELL:
-.PHONY: help demo sandbox test bench crds lint image soak
+.PHONY: help demo sandbox test bench crds lint image soak torture
 MAKEFLAGS += --no-print-directory
 
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -70,7 +71,7 @@ test:
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(more_threads) $(cargo_test) --test qemu
-	[ "$$(id -u)" != 0 ] || stage "the engine's tests with QEMU 10.0" $(on_other_qemu) $(more_threads) $(cargo_test) --test qemu engine:: -- --skip never_comes
+	[ "$$(id -u)" != 0 ] || stage "the engine's tests with QEMU 10.0" $(on_other_qemu) $(more_threads) $(cargo_test) --test qemu -- engine:: torture:: --skip never_comes
 	stage "tests with Kubernetes and QEMU" $(many_threads) $(cargo_test) --test cluster
 	[ "$$(id -u)" != 0 ] || stage "make sandbox, and what it says to type" tests/sandbox/check
 
@@ -105,3 +106,16 @@ soak:
 		stage "round $$round with QEMU" $(more_threads) $(cargo_test) --quiet --test qemu
 		stage "round $$round with Kubernetes and QEMU" $(many_threads) $(cargo_test) --quiet --test cluster
 	done
+
+# Goes on where the log ends. Another seed, or the log elsewhere: make torture SEED=7 TORTURE_LOGS=/var/tmp/torture
+torture:
+	@$(begin); $(build); $(other_qemu)
+	stage "build Driftline and its tests" $(cargo_test) --test qemu --no-run
+	logs=$${TORTURE_LOGS:-$$DRIFTLINE_CACHE/torture}
+	mkdir -p "$$logs"
+	export DRIFTLINE_TORTURE_ROUNDS=$${ROUNDS:-500} DRIFTLINE_TORTURE_SEED=$${SEED:-1}
+	DRIFTLINE_TORTURE_LOG="$$logs/installed-$$DRIFTLINE_TORTURE_SEED.log" \
+		stage "torture with the installed QEMU" env -- $(cargo_test) --test qemu torture
+	[ "$$(id -u)" != 0 ] || DRIFTLINE_TORTURE_LOG="$$logs/10.0-$$DRIFTLINE_TORTURE_SEED.log" \
+		stage "torture with QEMU 10.0" $(on_other_qemu) $(cargo_test) --test qemu torture
+	echo "a line for each round: $$logs"

@@ -202,7 +202,9 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "NoEligibleDisk" => "`driftline guests --qmp SOCKET` says of each disk why it cannot be backed up",
         "RepositoryNotEmpty" => "name the repository's own folder, or an empty one to begin a new repository",
         "RepositoryTooNew" => "use the version of driftline that wrote it, or a newer one",
-        "OutsideRoots" => "name a folder beneath the host's roots, or change /etc/driftline/host.toml",
+        "OutsideRoots" => {
+            "name a folder beneath the host's roots, or change host.toml (/etc/driftline/host.toml, or where DRIFTLINE_CONFIG says)"
+        }
         "RepositoryFull" => "free some space in the repository's file system, or use another one",
         "TargetUnsafe" => "use a repository on a local file system with enough free space",
         "GuestBelongsToAnotherNamespace" => "give the machine a file in /etc/driftline/guests.d with that namespace",

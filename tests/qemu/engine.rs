@@ -4,6 +4,7 @@
 mod definition;
 mod host;
 mod increments;
+mod load;
 mod replies;
 mod storage;
 

@@ -11,3 +11,4 @@ mod lab;
 mod lab_smoke;
 mod qmp;
 mod restore;
+mod torture;

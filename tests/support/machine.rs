@@ -161,6 +161,12 @@ impl Machine {
         self.disks().iter().find(|disk| disk.name == name).unwrap_or_else(|| panic!("The machine has no disk {name}"))
     }
 
+    /// From the next start on, the disk's image is this file.
+    pub fn put(&mut self, disk: &str, file: &Path, format: Format) {
+        let found = self.plan.disks.iter_mut().find(|found| found.name == disk).expect("the machine has the disk");
+        (found.file, found.format) = (file.to_owned(), format);
+    }
+
     /// The Linux guest's console.
     pub fn console(&self) -> &Console {
         self.console.as_ref().expect("the machine was started with Plan::linux")

@@ -193,6 +193,14 @@ impl Going {
         assert_eq!(state.phase, phase, "{state:?}");
     }
 
+    /// Waits until the run has left a phase and those before it: after `Preparing` the instant has passed.
+    pub(super) async fn reach_past(&self, phase: Phase) {
+        let mut states = self.control.state.subscribe();
+        let before = |now| now == Phase::Waiting || now == phase;
+        let reached = states.wait_for(|state| !before(state.phase));
+        tokio::time::timeout(SOON, reached).await.expect("the phase is left in time").unwrap();
+    }
+
     pub(super) async fn end(self) -> RunState {
         self.end_within(Duration::from_secs(60)).await
     }

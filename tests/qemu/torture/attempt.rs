@@ -1,0 +1,154 @@
+//! A backup by the built command, and what goes wrong with it.
+
+use std::{
+    collections::BTreeSet,
+    os::unix::process::CommandExt,
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt, seq::IndexedRandom};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::{Value, json};
+
+use super::Torture;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// SIGKILL to the command and its children.
+    KillCommand,
+    KillMachine,
+    KillBoth,
+    /// Ctrl-C.
+    Interrupt,
+    /// QEMU ends cleanly.
+    Quit,
+}
+
+/// Half of the runs go well.
+const FAULTS: [(u32, Fault); 6] = [
+    (50, Fault::None),
+    (14, Fault::KillCommand),
+    (10, Fault::KillMachine),
+    (8, Fault::KillBoth),
+    (10, Fault::Interrupt),
+    (8, Fault::Quit),
+];
+
+impl Torture {
+    /// One run of the command. What it says comes back as the round's outcome.
+    pub(super) fn attempt(&mut self) -> Value {
+        let kind =
+            *["Auto", "Auto", "Auto", "Auto", "Auto", "Full", "Incremental", "Copy"].choose(&mut self.rng).unwrap();
+        let bandwidth = *["", "16Mi", "4Mi"].choose(&mut self.rng).unwrap();
+        let (_, fault) = *FAULTS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap();
+        let after = Duration::from_millis(self.rng.random_range(0..600));
+        let recovers = self.rng.random_ratio(2, 3);
+        self.deeds.push(format!("{kind} {bandwidth} {fault:?} {after:?} {recovers}"));
+        // Those of a run that was cut off are finished first.
+        let earlier = self.jobs();
+        let (mut child, began) = (self.start(kind, bandwidth), Instant::now());
+        let mut going = false;
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status.code();
+            }
+            assert!(began.elapsed() < PATIENCE, "{:?}: the command does not end", self.deeds);
+            if fault != Fault::None && began.elapsed() >= after {
+                self.strike(fault, &mut child);
+                break child.wait().unwrap().code();
+            }
+            // Once its jobs are there the instant has passed.
+            going = going || !self.jobs().is_subset(&earlier);
+            if going {
+                self.write();
+            } else {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        let said = std::fs::read_to_string(self.folder.path().join("stdout")).unwrap();
+        let said: Value = serde_json::from_str(&said).unwrap_or_default();
+        if !self.machine.is_alive() {
+            self.restart(false);
+            self.deeds.push("started again".to_owned());
+        }
+        let outcome = json!({ "status": status, "said": said });
+        self.judge(kind, fault, status, &said);
+        if recovers {
+            let qmp = self.machine.qmp().display().to_string();
+            let recovered = self.run(&["recover", "--qmp", &qmp, "--repository", &self.path("repository")]);
+            let text = String::from_utf8_lossy(&recovered.stderr).into_owned();
+            assert!(recovered.status.success() || fault != Fault::None, "{:?}: {text}", self.deeds);
+            let context = format!("{:?}: {outcome}; {text}", self.deeds);
+            self.assert_clean(status == Some(0) && fault == Fault::None, &context);
+        }
+        outcome
+    }
+
+    fn jobs(&self) -> BTreeSet<String> {
+        let jobs = self.machine.execute("query-jobs", json!({}));
+        jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn start(&self, kind: &str, bandwidth: &str) -> Child {
+        let file = |name: &str| std::fs::File::create(self.folder.path().join(name)).unwrap();
+        let (qmp, repository) = (self.machine.qmp().display().to_string(), self.path("repository"));
+        let mut command = self.command();
+        command.args(["backup", "--qmp", &qmp, "--repository", &repository, "--name", "g", "--type", kind]);
+        command.args(["-o", "json", "--quiet"]).stdout(file("stdout")).stderr(file("stderr")).process_group(0);
+        if !bandwidth.is_empty() {
+            command.args(["--bandwidth", bandwidth]);
+        }
+        command.spawn().unwrap()
+    }
+
+    fn strike(&mut self, fault: Fault, child: &mut Child) {
+        let group = Pid::from_child(child);
+        let signal = |signal| {
+            // It may have ended by itself.
+            let _ = kill_process_group(group, signal);
+        };
+        match fault {
+            Fault::None => {}
+            Fault::KillCommand => signal(Signal::KILL),
+            Fault::KillMachine => self.machine.kill(),
+            Fault::KillBoth => {
+                signal(Signal::KILL);
+                self.machine.kill();
+            }
+            Fault::Interrupt => signal(Signal::INT),
+            Fault::Quit => self.machine.quit(),
+        }
+    }
+
+    /// Whether the command's end fits to what was done to it, and each disk's type to what it went through.
+    fn judge(&mut self, kind: &str, fault: Fault, status: Option<i32>, said: &Value) {
+        let context = format!("{:?}: {status:?} {said}", self.deeds);
+        let complete = status == Some(0);
+        let reason = said["error"]["reason"].as_str().unwrap_or_default();
+        let impossible = kind == "Incremental" && reason == "IncrementalImpossible";
+        assert!(complete || fault != Fault::None || impossible, "{context}");
+        if !complete {
+            // Whether a point was made is seen in the repository. It may be the base of the next run, or not.
+            if !impossible {
+                self.continued.clear();
+            }
+            return;
+        }
+        let disks = said["disks"].as_array().unwrap();
+        for disk in disks {
+            let due = self.continued.contains(disk["name"].as_str().unwrap());
+            assert!(kind != "Auto" || !due || disk["type"] == "Incremental", "{context}: {disk}");
+        }
+        if kind != "Copy" {
+            self.continued = disks.iter().map(|disk| disk["name"].as_str().unwrap().to_owned()).collect();
+        }
+        if fault != Fault::None {
+            // It may have come too late for the run and in time for the machine.
+            self.continued.clear();
+        }
+    }
+}
