@@ -83,7 +83,7 @@ impl Torture {
             let text = String::from_utf8_lossy(&recovered.stderr).into_owned();
             assert!(recovered.status.success() || fault != Fault::None, "{:?}: {text}", self.deeds);
             let context = format!("{:?}: {outcome}; {text}", self.deeds);
-            self.assert_clean(status == Some(0) && fault == Fault::None, &context);
+            self.assert_clean(status == Some(0) && fault == Fault::None && kind != "Copy", &context);
         }
         outcome
     }
