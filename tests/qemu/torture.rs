@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
@@ -37,14 +37,25 @@ fn chains_survive_whatever_happens_to_machine_command_and_repository() {
     let seed = number("DRIFTLINE_TORTURE_SEED").unwrap_or(1);
     let rounds = number("DRIFTLINE_TORTURE_ROUNDS").unwrap_or(LIFE);
     let log = std::env::var_os("DRIFTLINE_TORTURE_LOG").map(PathBuf::from);
-    let done = log.as_ref().and_then(|log| fs::read_to_string(log).ok()).map_or(0, |text| text.lines().count() as u64);
-    for life in done / LIFE..rounds.div_ceil(LIFE) {
+    let done = log.as_deref().map_or(0, whole_lives);
+    for life in done..rounds.div_ceil(LIFE) {
         let mut torture = Torture::new(seed, life, log.clone());
         for round in 0..LIFE.min(rounds - life * LIFE) {
             torture.round(round);
         }
         torture.end();
     }
+}
+
+/// The lives that stand in a log whole. What stands there of another one is removed: it is gone through again.
+fn whole_lives(log: &Path) -> u64 {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let lives = lines.len() / usize::try_from(LIFE).unwrap();
+    let kept: String =
+        lines.iter().take(lives * usize::try_from(LIFE).unwrap()).map(|line| format!("{line}\n")).collect();
+    fs::write(log, kept).unwrap();
+    lives as u64
 }
 
 /// One machine with its host and repository.
