@@ -226,6 +226,7 @@ impl Parts {
             tool: tool.clone(),
             clock: clock::system(),
             reserve_bytes: config.reserve.0,
+            scratch: config.scratch.as_ref().map(crate::engine::Scratch::from),
         };
         let engine = Engine::new(settings).map_err(|source| AgentError::Engine { source })?;
         let guests = Guests::new(Known::new(&config.state), metrics.clone());

@@ -10,6 +10,7 @@
 pub mod choose;
 pub mod definition;
 mod error;
+pub mod fleecing;
 pub mod gate;
 pub mod graph;
 pub mod journal;
@@ -31,6 +32,7 @@ use serde::Serialize;
 pub use self::{
     choose::Refusal,
     error::EngineError,
+    fleecing::RequestedFleecing,
     graph::{DiskFacts, GuestFacts, PowerState, inspect},
     journal::JournalError,
     lock::LockError,
@@ -66,6 +68,19 @@ pub struct Settings {
     pub clock: Clock,
     /// Bytes that stay free on a repository's file system beside what a run can need.
     pub reserve_bytes: u64,
+    /// Where fleeced runs keep what the guest overwrites; none: no run is fleeced.
+    pub scratch: Option<Scratch>,
+}
+
+/// The scratch folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scratch {
+    /// The folder.
+    pub directory: PathBuf,
+    /// The most bytes of it that all runs of the host together may take.
+    pub budget: u64,
+    /// Bytes that stay free on its file system.
+    pub reserve: u64,
 }
 
 /// How long the engine waits for what may never come.
@@ -111,6 +126,13 @@ struct Inner {
 /// The engine. Clones share everything.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
+
+impl From<&crate::config::Scratch> for Scratch {
+    fn from(configured: &crate::config::Scratch) -> Self {
+        let crate::config::Scratch { directory, budget, reserve } = configured;
+        Self { directory: directory.clone(), budget: budget.0, reserve: reserve.0 }
+    }
+}
 
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

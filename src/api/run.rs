@@ -71,6 +71,7 @@ use serde::{Deserialize, Serialize};
 #[x_kube(
     validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("has(self.fleecing) == has(oldSelf.fleecing) && (!has(self.fleecing) || self.fleecing == oldSelf.fleecing)").message("fleecing of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.transfer) == has(oldSelf.transfer) && (!has(self.transfer) || self.transfer == oldSelf.transfer)").message("transfer of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun under another name")
@@ -88,6 +89,9 @@ pub struct BackupRunSpec {
     /// Which disks. Without it: all that can be backed up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disks: Option<DiskSelection>,
+    /// How the guest is kept from the repository, so that a slow or broken one cannot hurt it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleecing: Option<Fleecing>,
     /// How the data is carried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
@@ -195,6 +199,28 @@ pub struct DiskSelection {
     #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub exclude: Vec<String>,
+}
+
+/// How the guest is kept from the repository.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Fleecing {
+    /// Auto (the default): from QEMU 8.2 on, where the node's host.toml has a `[scratch]` folder with room; else the job writes
+    /// to the repository by itself. Always: or the run fails. Never: not at all. Example: `Always`.
+    #[serde(default)]
+    pub mode: FleecingMode,
+}
+
+/// When a run is fleeced.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FleecingMode {
+    /// Where it can be done.
+    #[default]
+    Auto,
+    /// Or the run fails.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// How the data is carried.

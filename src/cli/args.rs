@@ -5,6 +5,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod words;
+
+pub use self::words::{BackupType, Fleecing, ImageFormat, Overwrite, RestoreMode};
+
 use crate::{
     api::quantity,
     config,
@@ -108,6 +112,10 @@ pub struct Backup {
     /// What is stored.
     #[arg(long = "type", value_enum, ignore_case = true, default_value = "Auto")]
     pub kind: BackupType,
+    /// Whether what the machine writes is kept from the repository, so that a slow or broken one cannot hurt it; from QEMU 8.2
+    /// on, with a [scratch] folder in host.toml.
+    #[arg(long, value_enum, ignore_case = true, default_value = "Auto")]
+    pub fleecing: Fleecing,
     /// Only this disk; may be given several times [default: all that can be backed up].
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskName>,
@@ -117,20 +125,6 @@ pub struct Backup {
     /// Bytes per second of each disk, such as 50Mi [default: no limit].
     #[arg(long, value_name = "RATE", value_parser = rate)]
     pub bandwidth: Option<u64>,
-}
-
-/// Type of a backup.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub enum BackupType {
-    /// What has changed since the last point, where that is known exactly, else everything.
-    Auto,
-    /// What has changed, or fail.
-    Incremental,
-    /// Everything: the point stands on its own.
-    Full,
-    /// Everything, and no later backup builds on it.
-    Copy,
 }
 
 /// `driftline points`
@@ -229,36 +223,6 @@ pub struct Target {
     pub disk: DiskName,
     /// The file.
     pub path: PathBuf,
-}
-
-/// How images are restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub enum RestoreMode {
-    /// One new image for each disk, that needs no other file.
-    Flatten,
-}
-
-/// Format of a restored image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub enum ImageFormat {
-    /// QEMU's own, with room for bitmaps.
-    Qcow2,
-    /// The disk's bytes, with holes where it is zero.
-    Raw,
-}
-
-/// What becomes of files that are there already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "PascalCase")]
-pub enum Overwrite {
-    /// They are refused.
-    Never,
-    /// Those that an earlier restore of the same guest wrote are replaced.
-    IfSameGuest,
-    /// Any file is replaced.
-    Always,
 }
 
 /// `driftline verify`

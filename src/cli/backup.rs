@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{
     CliError, Exit,
-    args::{Backup, BackupType as AskedType},
+    args::{Backup, BackupType as AskedType, Fleecing as AskedFleecing},
     guests::{Known, facts},
     host::{Host, monitor},
     output::{Output, bytes, table},
@@ -19,7 +19,7 @@ use crate::{
         graph::Graph,
         next::{BackupType, RequestedType},
     },
-    engine::{BackupRequest, DiskSelection, Phase, RepositoryRef, RunControl, RunState},
+    engine::{BackupRequest, DiskSelection, Phase, RepositoryRef, RequestedFleecing, RunControl, RunState},
     ids::{DiskName, PointId},
 };
 
@@ -48,6 +48,11 @@ pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError
             AskedType::Incremental => RequestedType::Incremental,
             AskedType::Full => RequestedType::Full,
             AskedType::Copy => RequestedType::Copy,
+        },
+        fleecing: match args.fleecing {
+            AskedFleecing::Auto => RequestedFleecing::Auto,
+            AskedFleecing::Always => RequestedFleecing::Always,
+            AskedFleecing::Never => RequestedFleecing::Never,
         },
         disks: DiskSelection { include: args.disks.clone(), exclude: args.exclude.clone() },
         bandwidth: args.bandwidth.unwrap_or(0),

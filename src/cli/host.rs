@@ -45,6 +45,7 @@ impl Host {
             tool: self.tool.clone(),
             clock: clock::system(),
             reserve_bytes: self.config.reserve.0,
+            scratch: self.config.scratch.as_ref().map(crate::engine::Scratch::from),
         })?)
     }
 

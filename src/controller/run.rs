@@ -13,7 +13,7 @@ use super::{context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
-        run::BackupType,
+        run::{BackupType, FleecingMode},
         words::{FINALIZER, Reason},
     },
     retry::Retry,
@@ -334,6 +334,11 @@ async fn start(
         bandwidth: bandwidth.unwrap_or(0),
         policy_name: String::new(),
         policy_uid: String::new(),
+        fleecing: match spec.fleecing.as_ref().map(|fleecing| fleecing.mode).unwrap_or_default() {
+            FleecingMode::Auto => v1::Fleecing::Auto.into(),
+            FleecingMode::Always => v1::Fleecing::Always.into(),
+            FleecingMode::Never => v1::Fleecing::Never.into(),
+        },
     };
     agent.start_backup(request).await.map_err(|error| Refusal {
         reason: error.reason().to_owned(),

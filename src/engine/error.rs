@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::{choose::Refusal, journal::Failure, journal::JournalError, lock::LockError};
+use super::{choose::Refusal, fleecing::Unfleeced, journal::Failure, journal::JournalError, lock::LockError};
 use crate::{
     chain::next::TypeReason,
     ids::{DiskName, GuestId},
@@ -149,6 +149,21 @@ pub enum EngineError {
         /// The job.
         job: String,
     },
+    /// The run was to be fleeced, and cannot be.
+    #[error("The guest cannot be kept from the target: {why}; or use fleecing Auto")]
+    NotFleeced {
+        /// Why.
+        why: Unfleeced,
+    },
+    /// The scratch folder cannot be used.
+    #[error("Scratch folder {} cannot be used", path.display())]
+    Scratch {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The disk was made smaller, and no bitmap tells what that has cost.
     #[error("Disk {disk} was made smaller since the point that was to be continued; its next backup is a full one")]
     DiskShrunk {
@@ -220,6 +235,8 @@ impl EngineError {
             Self::CopyGone { .. } => "CopyGone",
             Self::GuestHarmed { .. } => GUEST_HARMED,
             Self::MigrationStarted { .. } => "MigrationStarted",
+            Self::NotFleeced { why } => why.reason(),
+            Self::Scratch { .. } => "ScratchUnusable",
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
             Self::JobStuck { .. } | Self::NotCleared { .. } => "TargetStuck",
@@ -239,7 +256,7 @@ impl EngineError {
             Self::Lock(source) => source.retry(),
             Self::Journal(source) => source.retry(),
             Self::Repository { source, .. } => source.retry(),
-            Self::TargetUnsafe { .. } | Self::ReadOnly { .. } => Retry::OnChange,
+            Self::TargetUnsafe { .. } | Self::ReadOnly { .. } | Self::NotFleeced { .. } => Retry::OnChange,
             Self::NoSpace { .. }
             | Self::Sentinel { .. }
             | Self::Sync { .. }
@@ -247,6 +264,7 @@ impl EngineError {
             | Self::CopyGone { .. }
             | Self::GuestHarmed { .. }
             | Self::MigrationStarted { .. }
+            | Self::Scratch { .. }
             | Self::DiskShrunk { .. }
             | Self::TooManyAttempts { .. }
             | Self::JobStuck { .. }

@@ -61,11 +61,59 @@ pub enum Step {
         /// The word of its fd set.
         opaque: String,
     },
-    /// Sends the transaction: the instant.
+    /// Passes a scratch file of `limit` bytes at most to QEMU and opens it there.
+    OpenScratch {
+        /// The disk.
+        disk: DiskName,
+        /// The disk's size in bytes.
+        virtual_size: u64,
+        /// The most that the file can hold.
+        limit: u64,
+        /// The node that it becomes.
+        node: String,
+        /// The word of its fd set.
+        opaque: String,
+    },
+    /// Opens a node that keeps in the scratch what is overwritten. Nobody uses it yet.
+    OpenFilter {
+        /// The node.
+        node: String,
+        /// What it stands above: what the device has now, with the user's filters.
+        over: String,
+        /// The scratch.
+        scratch: String,
+    },
+    /// Sends the first transaction of a fleeced run: from here on what is written is recorded, a moment before the instant.
+    Record {
+        /// Its actions.
+        actions: Vec<Action>,
+    },
+    /// Puts the filters between the devices and their disks: the instant.
+    Switch {
+        /// Each device with its new node.
+        drives: Vec<Drive>,
+    },
+    /// Opens what the disk was at the instant.
+    OpenSnapshot {
+        /// The node.
+        node: String,
+        /// The filter.
+        filter: String,
+    },
+    /// Sends the transaction that starts the jobs: the instant, unless the run is fleeced.
     Send {
         /// Its actions.
         actions: Vec<Action>,
     },
+}
+
+/// A device and the node that it gets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Drive {
+    /// The device's QOM path or id.
+    pub qdev: String,
+    /// The node.
+    pub node: String,
 }
 
 /// What undoes a step. Each is safe to do when the step was never done.
@@ -81,6 +129,11 @@ pub enum Undo {
     RemoveBitmap {
         /// Its name.
         name: String,
+    },
+    /// Takes a filter away from between a device and its disk.
+    SwitchBack {
+        /// The device, with the filter.
+        drive: Drive,
     },
     /// Closes a node.
     CloseNode {
@@ -126,7 +179,41 @@ pub fn steps(record: &Record) -> Vec<Step> {
             });
         }
     }
-    steps.push(Step::Send { actions: transaction(record) });
+    if record.is_fleeced() {
+        steps.extend(fleece(record));
+    } else {
+        let actions = recording(record).into_iter().chain(increments(record)).chain(jobs(record)).collect();
+        steps.push(Step::Send { actions });
+    }
+    steps
+}
+
+/// Checkpoint first: the other order loses writes from the next increment without a word (measured).
+fn fleece(record: &Record) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for (index, disk) in record.disks.iter().enumerate() {
+        let node = |role| record.node(index, role);
+        steps.push(Step::OpenScratch {
+            disk: disk.name.clone(),
+            virtual_size: disk.virtual_size,
+            limit: disk.scratch.unwrap_or(0),
+            node: node(NodeRole::Scratch),
+            opaque: record.fdset(index, NodeRole::Scratch),
+        });
+        let (over, scratch) = (disk.top.clone(), node(NodeRole::Scratch));
+        steps.push(Step::OpenFilter { node: node(NodeRole::Filter), over, scratch });
+    }
+    steps.push(Step::Record { actions: recording(record) });
+    let drive = |(index, disk): (usize, &RecordDisk)| Drive {
+        qdev: disk.qdev.clone(),
+        node: record.node(index, NodeRole::Filter),
+    };
+    steps.push(Step::Switch { drives: record.disks.iter().enumerate().map(drive).collect() });
+    for index in 0..record.disks.len() {
+        let (node, filter) = (record.node(index, NodeRole::Snapshot), record.node(index, NodeRole::Filter));
+        steps.push(Step::OpenSnapshot { node, filter });
+    }
+    steps.push(Step::Send { actions: increments(record).into_iter().chain(jobs(record)).collect() });
     steps
 }
 
@@ -145,7 +232,14 @@ impl Step {
             Self::OpenTarget { node, opaque, .. } | Self::OpenSentinelSource { node, opaque, .. } => {
                 vec![Undo::CloseNode { node: node.clone() }, Undo::RemoveFds { opaque: opaque.clone() }]
             }
-            Self::Send { actions } => {
+            Self::OpenScratch { node, opaque, .. } => {
+                vec![Undo::CloseNode { node: node.clone() }, Undo::RemoveFds { opaque: opaque.clone() }]
+            }
+            Self::OpenFilter { node, .. } | Self::OpenSnapshot { node, .. } => {
+                vec![Undo::CloseNode { node: node.clone() }]
+            }
+            Self::Switch { drives } => drives.iter().map(|drive| Undo::SwitchBack { drive: drive.clone() }).collect(),
+            Self::Record { actions } | Self::Send { actions } => {
                 let jobs = actions.iter().filter_map(|action| match action {
                     Action::BlockdevBackup(backup) => Some(Undo::EndJob { id: backup.job_id.clone() }),
                     _ => None,
@@ -160,29 +254,49 @@ impl Step {
     }
 }
 
-/// The one transaction of an attempt: every checkpoint and sentinel, what each increment copies, then every job. Checkpoint
-/// first: the other order loses writes from the next increment without a word (measured). Individual completion, because
-/// grouped is refused together with bitmap actions; node names only, because a `-drive` id has killed QEMU here.
-fn transaction(record: &Record) -> Vec<Action> {
+/// Every checkpoint and sentinel. Individual completion, because grouped is refused together with bitmap actions; node names
+/// only, because a `-drive` id has killed QEMU here.
+fn recording(record: &Record) -> Vec<Action> {
     let mut actions = Vec::new();
     for (index, disk) in record.disks.iter().enumerate() {
         if disk.is_continued() {
-            actions.push(add(record, disk, BitmapRole::Checkpoint));
+            actions.push(add(record, disk, BitmapRole::Checkpoint, &disk.node));
         }
         if disk.needs_sentinel() {
             let source =
                 BitmapRef { node: record.node(index, NodeRole::SentinelSource), name: SOURCE_BITMAP.to_owned() };
-            actions.push(add(record, disk, BitmapRole::Sentinel));
-            actions.push(merge(record, disk, BitmapRole::Sentinel, vec![source]));
-        }
-        if let Some(base) = disk.base() {
-            // The sentinel's granule too: a disk that was shrunk within it is not noticed (measured: raw, by sectors).
-            let here = |name: &BitmapName| BitmapRef { node: disk.node.clone(), name: name.to_string() };
-            actions.push(add(record, disk, BitmapRole::Increment));
-            let sources = vec![here(&base.checkpoint), here(&base.sentinel)];
-            actions.push(merge(record, disk, BitmapRole::Increment, sources));
+            actions.push(add(record, disk, BitmapRole::Sentinel, &disk.node));
+            actions.push(merge(record, disk, BitmapRole::Sentinel, &disk.node, vec![source]));
         }
     }
+    actions
+}
+
+/// What each increment copies.
+fn increments(record: &Record) -> Vec<Action> {
+    let mut actions = Vec::new();
+    for (index, disk) in record.disks.iter().enumerate() {
+        let Some(base) = disk.base() else { continue };
+        // The sentinel's granule too: a disk that was shrunk within it is not noticed (measured: raw, by sectors).
+        let here = |name: &BitmapName| BitmapRef { node: disk.node.clone(), name: name.to_string() };
+        let source = source(record, index, disk);
+        actions.push(add(record, disk, BitmapRole::Increment, &source));
+        let bitmaps = vec![here(&base.checkpoint), here(&base.sentinel)];
+        actions.push(merge(record, disk, BitmapRole::Increment, &source, bitmaps));
+    }
+    actions
+}
+
+/// The node that a disk's job copies; it has the increment's bitmap.
+fn source(record: &Record, index: usize, disk: &RecordDisk) -> String {
+    match disk.scratch {
+        Some(_) => record.node(index, NodeRole::Snapshot),
+        None => disk.node.clone(),
+    }
+}
+
+fn jobs(record: &Record) -> Vec<Action> {
+    let mut actions = Vec::new();
     for (index, disk) in record.disks.iter().enumerate() {
         let target = record.node(index, NodeRole::Target);
         // Its bits stay: nothing that the next backup needs is given up here.
@@ -191,7 +305,7 @@ fn transaction(record: &Record) -> Vec<Action> {
             bitmap_mode: BitmapMode::Never,
         };
         let sync = disk.base().map_or(Sync::Full, |_| increment());
-        let mut backup = BlockdevBackup::new(record.job(disk).to_string(), disk.node.clone(), target, sync);
+        let mut backup = BlockdevBackup::new(record.job(disk).to_string(), source(record, index, disk), target, sync);
         backup.filter_node_name = Some(record.filter(index));
         backup.speed = (record.request.bandwidth > 0).then_some(record.request.bandwidth);
         actions.push(Action::BlockdevBackup(backup));
@@ -199,9 +313,9 @@ fn transaction(record: &Record) -> Vec<Action> {
     actions
 }
 
-fn add(record: &Record, disk: &RecordDisk, role: BitmapRole) -> Action {
+fn add(record: &Record, disk: &RecordDisk, role: BitmapRole, node: &str) -> Action {
     Action::BlockDirtyBitmapAdd(BitmapAdd {
-        node: disk.node.clone(),
+        node: node.to_owned(),
         name: record.bitmap(disk, role).to_string(),
         granularity: GRANULARITY,
         persistent: disk.persistent && role != BitmapRole::Increment,
@@ -209,9 +323,9 @@ fn add(record: &Record, disk: &RecordDisk, role: BitmapRole) -> Action {
     })
 }
 
-fn merge(record: &Record, disk: &RecordDisk, role: BitmapRole, bitmaps: Vec<BitmapRef>) -> Action {
+fn merge(record: &Record, disk: &RecordDisk, role: BitmapRole, node: &str, bitmaps: Vec<BitmapRef>) -> Action {
     let target = record.bitmap(disk, role).to_string();
-    Action::BlockDirtyBitmapMerge(BitmapMerge { node: disk.node.clone(), target, bitmaps })
+    Action::BlockDirtyBitmapMerge(BitmapMerge { node: node.to_owned(), target, bitmaps })
 }
 
 /// `blockdev-add` of a target: the parent of its header is not opened, and zeros that are written become holes.
@@ -224,6 +338,40 @@ pub fn target_options(node: &str, fdset: i64) -> Value {
         "discard": "unmap",
         "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}")},
     })
+}
+
+/// `blockdev-add` of a scratch: it cannot grow beyond its limit, whoever is dead by then.
+pub fn scratch_options(node: &str, fdset: i64, limit: u64) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": node,
+        "backing": null,
+        "discard": "unmap",
+        "file": {
+            "driver": "raw",
+            "size": limit,
+            "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}")},
+        },
+    })
+}
+
+/// `blockdev-add` of a filter: what cannot be kept in the scratch, or not soon, breaks the snapshot and not the guest's write.
+/// Without `unmap` the guest's discards would be dropped (measured).
+pub fn filter_options(node: &str, over: &str, scratch: &str) -> Value {
+    json!({
+        "driver": "copy-before-write",
+        "node-name": node,
+        "file": over,
+        "target": scratch,
+        "on-cbw-error": "break-snapshot",
+        "cbw-timeout": 5,
+        "discard": "unmap",
+    })
+}
+
+/// `blockdev-add` of a snapshot.
+pub fn snapshot_options(node: &str, filter: &str) -> Value {
+    json!({"driver": "snapshot-access", "node-name": node, "file": filter})
 }
 
 /// `blockdev-add` of the source of a sentinel's bits.

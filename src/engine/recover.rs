@@ -107,6 +107,18 @@ fn while_running(record: &Record, jobs: &[JobInfo]) -> Next {
                 cancelled: false,
             });
         };
+        // What the scratch could not take, or not soon, has broken the snapshot (measured on 8.2 and 10.0).
+        if job.error.as_deref() == Some("Permission denied") && disk.scratch.is_some() {
+            return Next::Fail(Failure {
+                reason: "SnapshotBroken".to_owned(),
+                message: format!(
+                    "The guest overwrote more of disk {} than its scratch could take, or faster; nothing of it was harmed",
+                    disk.name
+                ),
+                retriable: true,
+                cancelled: false,
+            });
+        }
         if let Some(error) = &job.error {
             return Next::Fail(Failure {
                 reason: "JobFailed".to_owned(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::progress::RunState;
+use super::{fleecing::RequestedFleecing, progress::RunState};
 use crate::{
     chain::next::RequestedType,
     ids::{DiskName, GuestId, RepositoryId},
@@ -31,6 +31,9 @@ pub struct BackupRequest {
     /// Which disks.
     #[serde(default)]
     pub disks: DiskSelection,
+    /// Whether the guest is kept from the target.
+    #[serde(default)]
+    pub fleecing: RequestedFleecing,
     /// Bytes per second over each disk's job; 0 is without a limit.
     #[serde(default)]
     pub bandwidth: u64,

@@ -6,8 +6,10 @@ mod begin;
 mod clean;
 mod commit;
 mod doors;
+mod fleece;
 mod follow;
 mod look;
+mod prepare;
 
 use std::{
     sync::Arc,
@@ -239,6 +241,7 @@ impl<'a> Run<'a> {
             self.prepare(record).await?;
             return Ok(None);
         }
+        self.continue_guest(record).await?;
         let found = self.look(record).await?;
         let next = next(record, &found);
         tracing::debug!(run = %record.request.run, attempt = %record.attempt, ?next, "next step");

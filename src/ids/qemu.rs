@@ -138,6 +138,25 @@ pub enum NodeRole {
     Target,
     /// The source of the sentinel's bits.
     SentinelSource,
+    /// Takes what the guest overwrites while it is copied.
+    Scratch,
+    /// Above the disk: copies what is about to be overwritten into the scratch.
+    Filter,
+    /// Shows the disk as it was at the instant.
+    Snapshot,
+}
+
+impl NodeRole {
+    /// The end of the node's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NodeRole::Target => "t",
+            NodeRole::SentinelSource => "sn",
+            NodeRole::Scratch => "fl",
+            NodeRole::Filter => "cbw",
+            NodeRole::Snapshot => "snap",
+        }
+    }
 }
 
 /// A block node of ours: `dl-<attempt8>-<n>-<role>`, 31 characters at most (QEMU's limit).
@@ -153,11 +172,7 @@ pub struct NodeName {
 
 impl fmt::Display for NodeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let role = match self.role {
-            NodeRole::Target => "t",
-            NodeRole::SentinelSource => "sn",
-        };
-        write!(f, "dl-{}-{}-{role}", self.attempt, self.index)
+        write!(f, "dl-{}-{}-{}", self.attempt, self.index, self.role.as_str())
     }
 }
 
@@ -187,7 +202,7 @@ mod tests {
 
     #[test]
     fn node_names_fit_into_qemus_31_characters() {
-        let node = NodeName { attempt: AttemptId::from_random(1), index: u16::MAX, role: NodeRole::SentinelSource };
+        let node = NodeName { attempt: AttemptId::from_random(1), index: u16::MAX, role: NodeRole::Snapshot };
         assert!(node.to_string().len() <= 31);
     }
 }

@@ -144,6 +144,24 @@ impl Command for QomGet {
     type Reply = Value;
 }
 
+/// Changes a property of an object. A device's `drive` is changed from one node to another while the guest runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct QomSet {
+    /// The object, by its path.
+    pub path: String,
+    /// The property's name.
+    pub property: String,
+    /// Its new value.
+    pub value: Value,
+}
+
+impl Command for QomSet {
+    const NAME: &'static str = "qom-set";
+    type Reply = Empty;
+    // Requests in flight are drained first.
+    const DEADLINE: Duration = Duration::from_secs(120);
+}
+
 /// A line of the human monitor. For tests, which write to disks with it: its answers are no stable interface.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "kebab-case")]

@@ -4,22 +4,31 @@
 //! All of it was measured on QEMU 5.2.0, 7.2.22, 8.2.2 and 10.0.13. A version in between counts as the worse neighbour,
 //! a newer one as the newest measured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::version::Version;
+use super::{block::BlockDevice, version::Version};
 
 /// What the connection knows about the guest, for the rules that need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
     /// The `-drive` ids, from the newest answer of `query-block`.
     pub drive_ids: BTreeSet<String>,
+    /// The node that each device has, by the device's path or id, from the same answer.
+    pub drives: BTreeMap<String, String>,
 }
 
 impl Known {
     /// Takes the drive ids from an answer of `query-block`.
-    pub(super) fn learn(&mut self, devices: &[super::block::BlockDevice]) {
+    pub(super) fn learn(&mut self, devices: &[BlockDevice]) {
+        let has = |device: &BlockDevice| {
+            Some((
+                device.qdev.clone()?,
+                device.inserted.as_ref().map(|node| node.node_name.clone()).unwrap_or_default(),
+            ))
+        };
+        self.drives = devices.iter().filter_map(has).collect();
         self.drive_ids = devices.iter().filter(|d| !d.device.is_empty()).map(|d| d.device.clone()).collect();
     }
 }
@@ -40,7 +49,12 @@ pub fn check(version: &Version, command: &str, arguments: &Value, known: &Known)
     match command {
         "transaction" => check_transaction(version, arguments, known),
         "qom-set" if text(arguments, "property") == Some("drive") => {
-            Err("setting a device's drive to the node that it already has aborts QEMU")
+            let path = text(arguments, "path").unwrap_or_default();
+            let id = path.strip_prefix("/machine/peripheral/").unwrap_or(path);
+            match known.drives.get(path).or_else(|| known.drives.get(id)) {
+                Some(has) if text(arguments, "value").is_some_and(|node| node != has) => Ok(()),
+                _ => Err("setting a device's drive to the node that it already has aborts QEMU"),
+            }
         }
         "blockdev-backup" => not_by_drive_id(arguments, known),
         _ if command.starts_with("block-dirty-bitmap-") => not_by_drive_id(arguments, known),

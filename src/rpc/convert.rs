@@ -11,7 +11,7 @@ use crate::{
     chain::graph::Graph,
     engine::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
-        RequestedType, RunState,
+        RequestedFleecing, RequestedType, RunState,
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -53,6 +53,11 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
             return Err(invalid("The request names no type of backup that this agent knows"));
         }
     };
+    let fleecing = match request.fleecing() {
+        v1::Fleecing::Auto => RequestedFleecing::Auto,
+        v1::Fleecing::Always => RequestedFleecing::Always,
+        v1::Fleecing::Never => RequestedFleecing::Never,
+    };
     let guest = request.guest.ok_or_else(|| invalid("The request names no guest"))?;
     let names = |names: Vec<String>| names.iter().map(|name| name.parse()).collect::<Result<Vec<DiskName>, _>>();
     let policy = PolicyRef { name: request.policy_name, uid: request.policy_uid };
@@ -62,6 +67,7 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         guest: GuestRef { uuid: guest.uuid.parse()?, name: guest.name, namespace: guest.namespace },
         repository: repository(request.repository)?,
         kind,
+        fleecing,
         disks: DiskSelection { include: names(request.include_disks)?, exclude: names(request.exclude_disks)? },
         bandwidth: request.bandwidth,
         policy: (!policy.uid.is_empty()).then_some(policy),

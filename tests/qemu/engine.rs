@@ -2,9 +2,11 @@
 //! whoever dies, and nothing is left behind.
 
 mod definition;
+mod fleeced;
 mod host;
 mod increments;
 mod load;
+mod mistake;
 mod replies;
 mod storage;
 

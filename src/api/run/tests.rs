@@ -10,6 +10,7 @@ fn run() -> BackupRun {
             repository_ref: RepositoryRef { name: "r".to_owned(), namespace: None },
             backup_type: BackupType::Full,
             disks: None,
+            fleecing: None,
             transfer: None,
             cancel: false,
             backoff_limit: 2,
@@ -30,11 +31,12 @@ type Change = (&'static str, fn(&mut BackupRunSpec));
 
 #[test]
 fn no_field_but_cancel_may_change() {
-    let changes: [Change; 9] = [
+    let changes: [Change; 10] = [
         ("guestRef", |s| s.guest_ref.name = "x".to_owned()),
         ("repositoryRef", |s| s.repository_ref.name = "x".to_owned()),
         ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
         ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
+        ("fleecing", |s| s.fleecing = Some(Fleecing { mode: FleecingMode::Never })),
         ("transfer", |s| s.transfer = Some(Transfer { bandwidth: Some("1Mi".to_owned()) })),
         ("backoffLimit", |s| s.backoff_limit = 3),
         ("activeDeadline", |s| s.active_deadline = "1h".to_owned()),

@@ -6,6 +6,7 @@ use crate::{
         next::{BackupType, Base, Choice, RequestedType, TypeReason},
         point::Parent,
     },
+    engine::fleecing::RequestedFleecing,
     engine::request::{BackupRequest, DiskSelection, GuestRef, RepositoryRef},
     ids::{AttemptId, BitmapName, BitmapRole, LineageId, PointId},
 };
@@ -25,6 +26,7 @@ pub(in crate::engine) fn request() -> BackupRequest {
             id: "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap(),
         },
         kind: RequestedType::Full,
+        fleecing: RequestedFleecing::Auto,
         disks: DiskSelection::default(),
         bandwidth: 0,
         policy: None,
@@ -42,6 +44,8 @@ pub(in crate::engine) fn fixture() -> Record {
         persistent,
         choice: Choice { kind: BackupType::Full, reason: TypeReason::FirstBackup, base: None },
         bound: 10_420_224,
+        qdev: format!("/machine/peripheral/{name}/virtio-backend"),
+        scratch: None,
         copied: None,
     };
     Record {
@@ -56,6 +60,7 @@ pub(in crate::engine) fn fixture() -> Record {
         qemu: "7.2.22".to_owned(),
         guest_was_well: true,
         disks: vec![disk("disk0", 1, false), disk("disk1", 2, true)],
+        stopping: false,
         block_graph: serde_json::Value::Null,
         command_line: None,
         variables: Vec::new(),

@@ -39,6 +39,9 @@ pub struct Record {
     pub guest_was_well: bool,
     /// The disks.
     pub disks: Vec<RecordDisk>,
+    /// Whether the guest may stand still because of the attempt: then it is continued before anything else.
+    #[serde(default)]
+    pub stopping: bool,
     /// The block graph as it was resolved, for the manifest.
     #[serde(default)]
     pub block_graph: serde_json::Value,
@@ -121,6 +124,12 @@ pub struct RecordDisk {
     pub choice: Choice,
     /// The most that its file can grow to, in bytes; allocated before the start.
     pub bound: u64,
+    /// The device's QOM path or id, by which its node is changed.
+    #[serde(default)]
+    pub qdev: String,
+    /// The most bytes of the scratch that may take what the guest overwrites; only where the run is fleeced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scratch: Option<u64>,
     /// What the job copied in all, in bytes; known from `copied` on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copied: Option<u64>,
@@ -155,6 +164,11 @@ impl Record {
         }
     }
 
+    /// Whether the jobs read from a snapshot, so that their targets cannot hurt the guest.
+    pub fn is_fleeced(&self) -> bool {
+        self.disks.iter().any(|disk| disk.scratch.is_some())
+    }
+
     /// The job of a disk.
     pub fn job(&self, disk: &RecordDisk) -> JobId {
         JobId { attempt: self.attempt.clone(), lineage: disk.lineage.clone() }
@@ -178,11 +192,7 @@ impl Record {
 
     /// The word by which the fd set of a node of ours is found again.
     pub fn fdset(&self, index: usize, role: NodeRole) -> String {
-        let role = match role {
-            NodeRole::Target => "t",
-            NodeRole::SentinelSource => "sn",
-        };
-        format!("{}.{index}.{role}", self.attempt.fdset_opaque())
+        format!("{}.{index}.{}", self.attempt.fdset_opaque(), role.as_str())
     }
 
     /// Whether an fd set with this word is of the attempt.

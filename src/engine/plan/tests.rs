@@ -3,6 +3,30 @@
 use super::*;
 use crate::engine::journal::{fixture, increment};
 
+/// The actions of the last transaction.
+fn sent(record: &Record) -> Vec<Action> {
+    match steps(record).pop() {
+        Some(Step::Send { actions }) => actions,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The same record, fleeced.
+fn fleeced(mut record: Record) -> Record {
+    record.disks.iter_mut().for_each(|disk| disk.scratch = Some(1 << 20));
+    record
+}
+
+#[test]
+fn the_plan_of_a_fleeced_increment() {
+    insta::assert_yaml_snapshot!(steps(&fleeced(increment())));
+}
+
+#[test]
+fn what_undoes_a_fleeced_increment() {
+    insta::assert_yaml_snapshot!(undo(&fleeced(increment())));
+}
+
 #[test]
 fn the_plan_of_two_disks() {
     insta::assert_yaml_snapshot!(steps(&fixture()));
@@ -26,7 +50,7 @@ fn what_undoes_it() {
 #[test]
 fn checkpoints_come_before_jobs_and_only_node_names_are_used() {
     let record = fixture();
-    let actions = transaction(&record);
+    let actions = sent(&record);
     let first_job = actions.iter().position(|action| matches!(action, Action::BlockdevBackup(_))).unwrap();
     assert!(actions[first_job..].iter().all(|action| matches!(action, Action::BlockdevBackup(_))));
     for action in &actions {
@@ -48,7 +72,7 @@ fn a_limit_of_zero_is_no_limit() {
             Action::BlockdevBackup(backup) => Some(backup.speed),
             _ => None,
         };
-        transaction(record).into_iter().filter_map(speed).collect()
+        sent(record).into_iter().filter_map(speed).collect()
     };
     assert_eq!(speeds(&record), vec![None, None]);
     record.request.bandwidth = 1 << 20;

@@ -1,30 +1,29 @@
-//! From the request to the instant: look at guest and repository, tidy up what others left, write down the intent,
-//! make targets, send the transaction.
+//! From the request to the intent: look at guest and repository, tidy up what others left, decide, write it down.
 
-use std::{collections::BTreeSet, os::fd::AsFd, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Done, EngineError, Halt, Run, follow::is_migrating};
+use super::{Done, EngineError, Halt, Run, fleece::device_of, follow::is_migrating};
 use crate::{
     engine::{
-        choose::{Refusal, choose},
+        choose::{Chosen, Refusal, choose},
         definition,
+        fleecing::{self, RequestedFleecing},
         graph::{DiskFacts, GuestFacts, Ineligible, PowerState, inspect},
         journal::{Record, RecordDisk, RecordVariables, State},
         orphans,
-        plan::{self, Step},
         progress::Phase,
         request::BackupRequest,
-        sentinel, space,
+        space,
     },
     ids::{AttemptId, BitmapName, LineageId, PointId},
     qmp::{
         Client, Process,
-        command::{AddFd, AddedFd, BlockDirtyBitmapRemove, BlockdevAdd, QueryMigrate, Transaction},
+        command::{BlockDirtyBitmapRemove, QueryMigrate},
         process::FileSystem,
     },
-    repo::{PartialPoint, RepoError, Repository, Scan, Space, VARIABLES_LIMIT},
+    repo::{RepoError, Scan, Space, VARIABLES_LIMIT},
 };
 
 /// Milliseconds after which a folder without a manifest that no journal of this host knows is nobody's any more. Until
@@ -57,9 +56,13 @@ impl Run<'_> {
         }
         let points: Vec<_> = scan.points.iter().map(|point| point.manifest.point()).collect();
         let chosen = choose(request, &guest, &points).map_err(EngineError::Refused)?;
+        let scratch = self.fleece(request, &client, &guest, &chosen).await?;
         let disks: Vec<_> = chosen
             .into_iter()
-            .map(|disk| RecordDisk {
+            .zip(scratch)
+            .map(|(disk, scratch)| RecordDisk {
+                qdev: device_of(&guest, &disk.node),
+                scratch,
                 bound: space::bound(disk.virtual_size, disk.choice.base.as_ref()),
                 top: top_of(&guest, &disk.node),
                 name: disk.name,
@@ -100,6 +103,7 @@ impl Run<'_> {
             qemu: guest.version.to_string(),
             guest_was_well: guest.power_state != PowerState::IoError,
             disks,
+            stopping: false,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
             command_line: command_line(readable).await,
             variables: variables(&guest.disks, readable.is_some()),
@@ -107,6 +111,33 @@ impl Run<'_> {
         self.check()?;
         self.save(&record).await?;
         Ok(record)
+    }
+
+    /// The scratch of each disk, where the run is fleeced.
+    async fn fleece(
+        &self,
+        request: &BackupRequest,
+        client: &Client,
+        guest: &GuestFacts,
+        chosen: &[Chosen],
+    ) -> Done<Vec<Option<u64>>> {
+        let room = match self.scratch_room().await {
+            Ok(room) => room,
+            Err(Halt::Failed(error)) if request.fleecing != RequestedFleecing::Always => {
+                // A direct run is as safe as it ever was.
+                tracing::warn!(error = %error.failure().message, "the run is not fleeced");
+                None
+            }
+            Err(halt) => return Err(halt),
+        };
+        match fleecing::decide(request.fleecing, guest, chosen, Self::can_fleece(client), room) {
+            Ok(limits) => Ok(limits.into_iter().map(Some).collect()),
+            Err(why) if request.fleecing == RequestedFleecing::Always => Err(EngineError::NotFleeced { why }.into()),
+            Err(why) => {
+                tracing::info!(run = %request.run, reason = why.reason(), %why, "the run is not fleeced");
+                Ok(vec![None; chosen.len()])
+            }
+        }
     }
 
     async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {
@@ -214,93 +245,6 @@ impl Run<'_> {
         committed.extend(found);
         Ok(committed)
     }
-
-    /// From `intent` to `running`: the plan's steps.
-    pub(super) async fn prepare(&mut self, record: &mut Record) -> Done<()> {
-        let mut partial = None;
-        for step in plan::steps(record) {
-            self.check()?;
-            match step {
-                Step::CreatePoint => {
-                    let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
-                    let made = self
-                        .repository(record, "create", move |repository| repository.create_point(&guest, &point))
-                        .await?;
-                    partial = Some(Arc::new(made));
-                }
-                Step::CreateDisk { disk, virtual_size, bound, parent } => {
-                    let partial = self.partial(record, &mut partial).await?;
-                    let create = move |_: &Repository| partial.create_disk(&disk, virtual_size, bound, parent.as_ref());
-                    self.repository(record, "disk", create).await?;
-                }
-                Step::StoreVariables { disk, file } => {
-                    let Some(bytes) = read_variables(record.process.as_ref(), file).await else {
-                        tracing::warn!(%disk, "The firmware's variables cannot be read, and are not stored");
-                        continue;
-                    };
-                    let partial = self.partial(record, &mut partial).await?;
-                    self.repository(record, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
-                }
-                Step::OpenTarget { disk, node, opaque } => {
-                    let partial = self.partial(record, &mut partial).await?;
-                    let name = disk.clone();
-                    let fd = self.repository(record, "disk", move |_| partial.open_disk(&name)).await?;
-                    let client = self.client().await?;
-                    let set = self.pass(&client, fd, opaque).await?;
-                    let options = plan::target_options(&node, set.fdset_id);
-                    let act = format!("Opening the target of disk {disk} in QEMU");
-                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
-                }
-                Step::OpenSentinelSource { disk, virtual_size, node, opaque } => {
-                    let fd = sentinel::open_source(virtual_size)
-                        .map_err(|source| EngineError::Sentinel { disk: disk.clone(), source })?;
-                    let client = self.client().await?;
-                    let set = self.pass(&client, fd, opaque).await?;
-                    let options = plan::sentinel_options(&node, set.fdset_id);
-                    let act = format!("Opening the sentinel of disk {disk} in QEMU");
-                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
-                }
-                Step::Send { actions } => {
-                    let client = self.client().await?;
-                    let at = self.now();
-                    self.sent_on = Some(client.clone());
-                    self.set_state(record, State::Sending { at }).await?;
-                    self.execute(&client, "Starting the copy", &Transaction { actions }).await?;
-                    self.set_state(record, State::Running { at }).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes a descriptor to QEMU, in a set of its own.
-    async fn pass(&self, client: &Client, fd: impl AsFd, opaque: String) -> Done<AddedFd> {
-        use crate::{engine::gate::Passage, qmp::Command};
-        self.engine.gates.pass(Passage::Sending(AddFd::NAME)).await;
-        let command = AddFd { fdset_id: None, opaque: Some(opaque) };
-        let reply = client.execute_with_fd(&command, fd.as_fd()).await;
-        self.engine.gates.pass(Passage::Replied(AddFd::NAME)).await;
-        let act = "Passing a file to QEMU".to_owned();
-        Ok(reply.map_err(|source| EngineError::Qemu { act, source })?)
-    }
-
-    async fn partial(&mut self, record: &Record, made: &mut Option<Arc<PartialPoint>>) -> Done<Arc<PartialPoint>> {
-        if let Some(partial) = made {
-            return Ok(Arc::clone(partial));
-        }
-        let opened = self.open_partial(record).await?;
-        *made = Some(Arc::clone(&opened));
-        Ok(opened)
-    }
-
-    /// The files of the attempt, which must be there.
-    pub(super) async fn open_partial(&mut self, record: &Record) -> Done<Arc<PartialPoint>> {
-        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
-        let found = self
-            .repository(record, "partial", move |repository: &Repository| repository.partial_point(&guest, &point))
-            .await?;
-        Ok(Arc::new(found.ok_or_else(|| EngineError::CopyGone { point: record.point.to_string() })?))
-    }
 }
 
 /// QEMU's command line, without its secrets.
@@ -320,7 +264,7 @@ fn variables(disks: &[DiskFacts], readable: bool) -> Vec<RecordVariables> {
         .collect()
 }
 
-async fn read_variables(process: Option<&Process>, file: PathBuf) -> Option<Vec<u8>> {
+pub(super) async fn read_variables(process: Option<&Process>, file: PathBuf) -> Option<Vec<u8>> {
     read(process, move |process| process.read_open_file(&file, VARIABLES_LIMIT)).await
 }
 

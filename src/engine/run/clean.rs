@@ -213,6 +213,7 @@ impl Run<'_> {
                         self.execute(client, &act, &remove).await?;
                     }
                 }
+                Undo::SwitchBack { drive } => self.switch_back(client, &drive).await?,
                 Undo::CloseNode { node } => self.close_node(client, &nodes, &node).await?,
                 Undo::RemoveFds { opaque } => self.give_up_fds(client, &sets, |word| word == opaque).await?,
             }

@@ -166,8 +166,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Closes the attempt's nodes, targets first, and gives up its descriptors.
+    /// Closes the attempt's nodes, its fleece first, then the targets, and gives up its descriptors.
     pub(super) async fn close_nodes(&self, client: &Client, record: &Record) -> Done<()> {
+        self.tear_down(client, record).await?;
         let nodes = self.nodes(client).await?;
         for role in [NodeRole::Target, NodeRole::SentinelSource] {
             for index in 0..record.disks.len() {
@@ -254,6 +255,7 @@ fn harmed<'a>(device: &'a BlockDevice, record: &'a Record) -> Option<(&'a Record
 /// The disk of the run that is behind a node: its own, the one that the device uses, or the job's filter.
 fn disk_of<'a>(record: &'a Record, node: &str) -> Option<&'a RecordDisk> {
     let mut disks = record.disks.iter().enumerate();
-    let found = disks.find(|(index, disk)| node == disk.node || node == disk.top || node == record.filter(*index));
+    let of_ours = |index, name: &str| name == record.filter(index) || name == record.node(index, NodeRole::Filter);
+    let found = disks.find(|(index, disk)| node == disk.node || node == disk.top || of_ours(*index, node));
     found.map(|(_, disk)| disk)
 }

@@ -12,7 +12,9 @@ fn version((major, minor): (u32, u32)) -> Version {
 }
 
 fn known() -> Known {
-    Known { drive_ids: BTreeSet::from(["drive0".to_owned()]) }
+    let drives =
+        BTreeMap::from([("/machine/peripheral/d0".to_owned(), "n0".to_owned()), ("d1".to_owned(), "n1".to_owned())]);
+    Known { drive_ids: BTreeSet::from(["drive0".to_owned()]), drives }
 }
 
 fn refused(at: (u32, u32), command: &str, arguments: &Value) -> bool {
@@ -68,9 +70,14 @@ fn a_drive_id_where_a_node_belongs_is_refused() {
 }
 
 #[test]
-fn setting_a_drive_and_resizing_are_refused() {
+fn setting_a_drive_to_what_it_is_and_resizing_are_refused() {
+    let set = |path: &str, node: &str| json!({"path": path, "property": "drive", "value": node});
     for at in VERSIONS {
-        assert!(refused(at, "qom-set", &json!({"path": "/machine/peripheral/d0", "property": "drive", "value": "n0"})));
+        assert!(refused(at, "qom-set", &set("/machine/peripheral/d0", "n0")));
+        assert!(!refused(at, "qom-set", &set("/machine/peripheral/d0", "filter")));
+        assert!(refused(at, "qom-set", &set("/machine/peripheral/d1", "n1")), "by its id");
+        assert!(!refused(at, "qom-set", &set("/machine/peripheral/d1", "filter")));
+        assert!(refused(at, "qom-set", &set("/machine/peripheral/unknown", "n0")), "nobody knows what it has");
         assert!(!refused(at, "qom-set", &json!({"path": "/x", "property": "other", "value": 1})));
         assert!(refused(at, "block_resize", &json!({"node-name": "n0", "size": 1})));
     }

@@ -12,8 +12,8 @@ use std::{
 use driftline::{
     clock,
     engine::{
-        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedType,
-        RunControl, RunState, Settings, gate::Gate,
+        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedFleecing,
+        RequestedType, RunControl, RunState, Settings, gate::Gate,
     },
     ids::RepositoryId,
     qmp::{
@@ -107,6 +107,7 @@ impl Host {
             tool: tool(),
             clock: clock::system(),
             reserve_bytes: self.reserve,
+            scratch: None,
         };
         Engine::new(settings).unwrap().with_patience(Patience {
             lock_pause: Duration::from_millis(5),
@@ -134,6 +135,7 @@ impl Host {
             guest: GuestRef { uuid: UUID.parse().unwrap(), name: "guest".to_owned(), namespace: "team-a".to_owned() },
             repository: RepositoryRef { path: self.path(), id: self.id.clone() },
             kind: self.kind,
+            fleecing: RequestedFleecing::Auto,
             disks: DiskSelection::default(),
             bandwidth: 0,
             policy: None,

@@ -9,8 +9,8 @@ use std::{
 use driftline::{
     clock,
     engine::{
-        BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedType, RunControl,
-        RunState, Settings,
+        BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedFleecing,
+        RequestedType, RunControl, RunState, Scratch, Settings,
         restore::{self, Overwrite, RestoreRequest},
     },
     ids::{BitmapName, RepositoryId},
@@ -29,6 +29,8 @@ use crate::lab::{
 pub(super) struct Host {
     pub(super) folder: tempfile::TempDir,
     pub(super) id: RepositoryId,
+    /// Where fleeced runs have their scratch; none is fleeced without.
+    pub(super) scratch: Option<Scratch>,
 }
 
 impl Host {
@@ -40,7 +42,7 @@ impl Host {
         let folder = tempfile::tempdir().unwrap();
         let id = id.parse().unwrap();
         std::fs::create_dir(folder.path().join("repository")).unwrap();
-        let host = Host { folder, id };
+        let host = Host { folder, id, scratch: None };
         host.initialise();
         host
     }
@@ -73,6 +75,7 @@ impl Host {
             tool: self.tool(),
             clock: clock::system(),
             reserve_bytes: MIB,
+            scratch: self.scratch.clone(),
         };
         Engine::new(settings)
             .unwrap()
@@ -90,6 +93,7 @@ impl Host {
             },
             repository: RepositoryRef { path: self.repository_path(), id: self.id.clone() },
             kind: RequestedType::Full,
+            fleecing: RequestedFleecing::Auto,
             disks: DiskSelection::default(),
             bandwidth,
             policy: None,

@@ -1,0 +1,193 @@
+//! The fleece of a run: scratch files, filters above the disks, the instant at which they take effect, and how all of it is
+//! taken away again. The reverse order always; each act is safe to do when it was never done.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use super::{Done, EngineError, Run};
+use crate::{
+    engine::{
+        Scratch,
+        graph::GuestFacts,
+        journal::{Record, State},
+        plan::Drive,
+    },
+    ids::NodeRole,
+    qmp::{
+        Client,
+        block::{BlockDevice, GraphNodeKind, RunState},
+        command::{Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
+    },
+    repo::QemuImg,
+};
+
+/// What a fleeced run takes of QEMU, as `query-qmp-schema` names it.
+const DRIVERS: [&str; 2] = ["copy-before-write", "snapshot-access"];
+
+impl Run<'_> {
+    /// Whether QEMU has the nodes of a fleece.
+    pub(super) fn can_fleece(client: &Client) -> bool {
+        DRIVERS.iter().all(|driver| client.schema().has_driver(driver)) && client.schema().has_command("qom-set")
+    }
+
+    /// Bytes of the scratch folder that a run may take now; none where there is no folder.
+    pub(super) async fn scratch_room(&self) -> Done<Option<u64>> {
+        let Some(scratch) = self.engine.settings.scratch.clone() else { return Ok(None) };
+        let taken: u64 = self
+            .journal(|journal| journal.all())
+            .await?
+            .iter()
+            .flat_map(|record| &record.disks)
+            .filter_map(|disk| disk.scratch)
+            .fold(0, u64::saturating_add);
+        let path = scratch.directory.clone();
+        let free = tokio::task::spawn_blocking(move || free_bytes(&scratch))
+            .await
+            .map_err(|source| EngineError::Broken { act: "Looking at the scratch folder", source })?
+            .map_err(|source| EngineError::Scratch { path, source })?;
+        let budget = self.engine.settings.scratch.as_ref().map_or(0, |scratch| scratch.budget);
+        Ok(Some(free.min(budget.saturating_sub(taken))))
+    }
+
+    /// A new scratch file, which has no name any more.
+    pub(super) async fn scratch_file(&self, virtual_size: u64, limit: u64) -> Done<OwnedFd> {
+        let Some(scratch) = self.engine.settings.scratch.clone() else {
+            let source = io::ErrorKind::NotFound.into();
+            return Err(EngineError::Scratch { path: "[scratch]".into(), source }.into());
+        };
+        let (path, tool) = (scratch.directory.clone(), self.engine.settings.tool.clone());
+        let made = tokio::task::spawn_blocking(move || make_scratch(&scratch, &tool, virtual_size, limit))
+            .await
+            .map_err(|source| EngineError::Broken { act: "Making a scratch file", source })?;
+        Ok(made.map_err(|source| EngineError::Scratch { path, source })?)
+    }
+
+    /// The instant: every device gets its filter. With several disks, or the guest would write between the first and the
+    /// last, a guest that runs stands still meanwhile, and the journal says so before.
+    pub(super) async fn switch(&mut self, record: &mut Record, drives: &[Drive]) -> Done<()> {
+        let client = self.client().await?;
+        let status = self.execute(&client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
+        let stops = drives.len() > 1 && status.status == RunState::Running;
+        let at = self.now();
+        let new = Record { stopping: stops, state: State::Sending { at }, ..record.clone() };
+        self.save(&new).await?;
+        *record = new;
+        if !stops {
+            return self.switch_all(&client, drives).await;
+        }
+        let switched = match self.execute(&client, "Stopping the guest for an instant", &Stop {}).await {
+            Ok(_) => self.switch_all(&client, drives).await,
+            Err(halt) => Err(halt),
+        };
+        self.let_run(&client).await?;
+        record.stopping = false;
+        switched
+    }
+
+    /// Continues the guest where an attempt of ours has stopped it: before anything else.
+    pub(super) async fn continue_guest(&mut self, record: &mut Record) -> Done<()> {
+        if !record.stopping {
+            return Ok(());
+        }
+        // A QEMU that is gone or silent is looked at by whoever comes next.
+        let Ok(client) = self.same_qemu(record).await else { return Ok(()) };
+        self.let_run(&client).await?;
+        let new = Record { stopping: false, ..record.clone() };
+        self.save(&new).await?;
+        *record = new;
+        Ok(())
+    }
+
+    async fn let_run(&self, client: &Client) -> Done<()> {
+        let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
+        if status.status == RunState::Paused {
+            self.execute(client, "Continuing the guest", &Cont {}).await?;
+        }
+        Ok(())
+    }
+
+    async fn switch_all(&self, client: &Client, drives: &[Drive]) -> Done<()> {
+        // The connection refuses a node that a device has already, by the newest answer.
+        self.execute(client, "Asking QEMU for the guest's disks", &QueryBlock {}).await?;
+        for drive in drives {
+            self.set_drive(client, &drive.qdev, &drive.node).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_drive(&self, client: &Client, qdev: &str, node: &str) -> Done<()> {
+        let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
+        let set = QomSet { path, property: "drive".to_owned(), value: node.into() };
+        self.execute(client, &format!("Giving device {qdev} the node {node}"), &set).await.map(drop)
+    }
+
+    /// Takes a filter away from between a device and what is below it now. A device that has another node by now, or is
+    /// gone, is left alone.
+    pub(super) async fn switch_back(&self, client: &Client, drive: &Drive) -> Done<()> {
+        let devices = self.execute(client, "Asking QEMU for the guest's disks", &QueryBlock {}).await?;
+        let has = |device: &&BlockDevice| {
+            device.qdev.as_deref() == Some(&drive.qdev)
+                && device.inserted.as_ref().is_some_and(|node| node.node_name == drive.node)
+        };
+        if devices.iter().find(has).is_none() {
+            return Ok(());
+        }
+        let graph = self.execute(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
+        let named =
+            |name: &str| graph.nodes.iter().find(|node| node.kind == GraphNodeKind::BlockDriver && node.name == name);
+        let below = named(&drive.node).and_then(|filter| {
+            let edge = graph.edges.iter().find(|edge| edge.parent == filter.id && edge.name == "file")?;
+            graph.nodes.iter().find(|node| node.id == edge.child)
+        });
+        match below {
+            Some(below) => self.set_drive(client, &drive.qdev, &below.name).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Takes the fleece away, if the run has one: snapshots, filters, scratch files. Its jobs have ended.
+    pub(super) async fn tear_down(&self, client: &Client, record: &Record) -> Done<()> {
+        if !record.is_fleeced() {
+            return Ok(());
+        }
+        let nodes = self.nodes(client).await?;
+        let each = || 0..record.disks.len();
+        for index in each() {
+            self.close_node(client, &nodes, &record.node(index, NodeRole::Snapshot)).await?;
+        }
+        for (index, disk) in record.disks.iter().enumerate() {
+            let node = record.node(index, NodeRole::Filter);
+            self.switch_back(client, &Drive { qdev: disk.qdev.clone(), node: node.clone() }).await?;
+            self.close_node(client, &nodes, &node).await?;
+        }
+        for index in each() {
+            self.close_node(client, &nodes, &record.node(index, NodeRole::Scratch)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The device of a disk, by which its node is changed.
+pub(super) fn device_of(guest: &GuestFacts, node: &str) -> String {
+    guest.disks.iter().find(|disk| disk.node_name == node).map(|disk| disk.qdev.clone()).unwrap_or_default()
+}
+
+fn free_bytes(scratch: &Scratch) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(&scratch.directory)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(scratch.reserve))
+}
+
+/// An anonymous file: nothing is left behind, whoever dies when. Its length is the limit, beyond which QEMU does not go.
+fn make_scratch(scratch: &Scratch, tool: &QemuImg, virtual_size: u64, limit: u64) -> io::Result<OwnedFd> {
+    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(&scratch.directory, flags, rustix::fs::Mode::from_raw_mode(0o600))?);
+    if let Some(owner) = tool.owner.filter(|_| rustix::process::geteuid().is_root()) {
+        std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))?;
+    }
+    tool.create_stored(file.as_fd(), virtual_size, None).map_err(io::Error::other)?;
+    file.set_len(limit.max(file.metadata()?.len()))?;
+    Ok(file.into())
+}

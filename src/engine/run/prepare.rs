@@ -1,0 +1,134 @@
+//! From `intent` to `running`: the plan's steps, one after the other. Each is written down before, and safe to be undone.
+
+use std::{os::fd::AsFd, sync::Arc};
+
+use super::{Done, EngineError, Run, begin::read_variables};
+use crate::{
+    engine::{
+        gate::Passage,
+        journal::{Record, State},
+        plan::{self, Step},
+        sentinel,
+    },
+    qmp::{
+        Client, Command,
+        command::{AddFd, AddedFd, BlockdevAdd, Transaction},
+    },
+    repo::{PartialPoint, Repository},
+};
+
+impl Run<'_> {
+    /// From `intent` to `running`: the plan's steps.
+    pub(super) async fn prepare(&mut self, record: &mut Record) -> Done<()> {
+        let mut partial = None;
+        for step in plan::steps(record) {
+            self.check()?;
+            match step {
+                Step::CreatePoint => {
+                    let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+                    let made = self
+                        .repository(record, "create", move |repository| repository.create_point(&guest, &point))
+                        .await?;
+                    partial = Some(Arc::new(made));
+                }
+                Step::CreateDisk { disk, virtual_size, bound, parent } => {
+                    let partial = self.partial(record, &mut partial).await?;
+                    let create = move |_: &Repository| partial.create_disk(&disk, virtual_size, bound, parent.as_ref());
+                    self.repository(record, "disk", create).await?;
+                }
+                Step::StoreVariables { disk, file } => {
+                    let Some(bytes) = read_variables(record.process.as_ref(), file).await else {
+                        tracing::warn!(%disk, "The firmware's variables cannot be read, and are not stored");
+                        continue;
+                    };
+                    let partial = self.partial(record, &mut partial).await?;
+                    self.repository(record, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
+                }
+                Step::OpenTarget { disk, node, opaque } => {
+                    let partial = self.partial(record, &mut partial).await?;
+                    let name = disk.clone();
+                    let fd = self.repository(record, "disk", move |_| partial.open_disk(&name)).await?;
+                    let client = self.client().await?;
+                    let set = self.pass(&client, fd, opaque).await?;
+                    let options = plan::target_options(&node, set.fdset_id);
+                    let act = format!("Opening the target of disk {disk} in QEMU");
+                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                }
+                Step::OpenSentinelSource { disk, virtual_size, node, opaque } => {
+                    let fd = sentinel::open_source(virtual_size)
+                        .map_err(|source| EngineError::Sentinel { disk: disk.clone(), source })?;
+                    let client = self.client().await?;
+                    let set = self.pass(&client, fd, opaque).await?;
+                    let options = plan::sentinel_options(&node, set.fdset_id);
+                    let act = format!("Opening the sentinel of disk {disk} in QEMU");
+                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                }
+                Step::OpenScratch { disk, virtual_size, limit, node, opaque } => {
+                    let fd = self.scratch_file(virtual_size, limit).await?;
+                    let client = self.client().await?;
+                    let set = self.pass(&client, fd, opaque).await?;
+                    let options = plan::scratch_options(&node, set.fdset_id, limit);
+                    let act = format!("Opening the scratch of disk {disk} in QEMU");
+                    self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                }
+                Step::OpenFilter { node, over, scratch } => {
+                    let options = plan::filter_options(&node, &over, &scratch);
+                    self.execute(&self.client().await?, "Opening a filter in QEMU", &BlockdevAdd { options }).await?;
+                }
+                Step::Record { actions } => {
+                    let client = self.client().await?;
+                    self.sent_on = Some(client.clone());
+                    self.set_state(record, State::Sending { at: self.now() }).await?;
+                    if !actions.is_empty() {
+                        self.execute(&client, "Beginning to record", &Transaction { actions }).await?;
+                    }
+                }
+                Step::Switch { drives } => self.switch(record, &drives).await?,
+                Step::OpenSnapshot { node, filter } => {
+                    let options = plan::snapshot_options(&node, &filter);
+                    self.execute(&self.client().await?, "Opening a snapshot in QEMU", &BlockdevAdd { options }).await?;
+                }
+                Step::Send { actions } => {
+                    let client = self.client().await?;
+                    self.sent_on = Some(client.clone());
+                    // Of a fleeced run the instant is over.
+                    let at = record.checkpoint_time().unwrap_or_else(|| self.now());
+                    if record.state == State::Intent {
+                        self.set_state(record, State::Sending { at }).await?;
+                    }
+                    self.execute(&client, "Starting the copy", &Transaction { actions }).await?;
+                    self.set_state(record, State::Running { at }).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a descriptor to QEMU, in a set of its own.
+    async fn pass(&self, client: &Client, fd: impl AsFd, opaque: String) -> Done<AddedFd> {
+        self.engine.gates.pass(Passage::Sending(AddFd::NAME)).await;
+        let command = AddFd { fdset_id: None, opaque: Some(opaque) };
+        let reply = client.execute_with_fd(&command, fd.as_fd()).await;
+        self.engine.gates.pass(Passage::Replied(AddFd::NAME)).await;
+        let act = "Passing a file to QEMU".to_owned();
+        Ok(reply.map_err(|source| EngineError::Qemu { act, source })?)
+    }
+
+    async fn partial(&mut self, record: &Record, made: &mut Option<Arc<PartialPoint>>) -> Done<Arc<PartialPoint>> {
+        if let Some(partial) = made {
+            return Ok(Arc::clone(partial));
+        }
+        let opened = self.open_partial(record).await?;
+        *made = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    /// The files of the attempt, which must be there.
+    pub(super) async fn open_partial(&mut self, record: &Record) -> Done<Arc<PartialPoint>> {
+        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+        let found = self
+            .repository(record, "partial", move |repository: &Repository| repository.partial_point(&guest, &point))
+            .await?;
+        Ok(Arc::new(found.ok_or_else(|| EngineError::CopyGone { point: record.point.to_string() })?))
+    }
+}
