@@ -104,7 +104,7 @@ fn bare(machine: &Machine, target: &Path, size: u64) -> Duration {
     took
 }
 
-fn command(machine: &Machine, host: &Path, repository: &Path) -> Duration {
+pub(crate) fn command(machine: &Machine, host: &Path, repository: &Path) -> Duration {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
     command.args(["backup", "--quiet", "--qmp"]).arg(machine.qmp()).arg("--repository").arg(repository);
     command.env("DRIFTLINE_CONFIG", host).stdin(Stdio::null());
@@ -133,7 +133,7 @@ fn stored(repository: &Path, guest: &str) -> PathBuf {
 }
 
 /// A host whose state is on the same disk.
-fn host(folder: &Path) -> PathBuf {
+pub(crate) fn host(folder: &Path) -> PathBuf {
     let path = |name: &str| folder.join(name).display().to_string();
     let config = format!(
         "state = {:?}\nlocks = {:?}\nrepositoryRoots = [{:?}]\nreserve = \"1Mi\"\n",

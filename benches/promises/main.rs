@@ -14,6 +14,7 @@ mod cluster;
 mod controlplane;
 mod crowd;
 mod idle;
+mod increment;
 #[path = "../../tests/support/installation.rs"]
 mod installation;
 #[path = "../../tests/support/lab.rs"]
@@ -56,9 +57,11 @@ fn main() {
         let mut chosen = words.iter().filter(|word| !word.starts_with("--")).peekable();
         chosen.peek().is_none() || chosen.any(|word| name.contains(word.as_str()))
     };
-    let benches: [(&str, Bench); 5] = [
+    let benches: [(&str, Bench); 7] = [
         ("backup-large", backup::large),
         ("backup-small", backup::small),
+        ("increment-small", increment::small),
+        ("increment-sizes", increment::sizes),
         ("idle-agent", idle::agent),
         ("cluster-latency", cluster::latency),
         ("crowd-controller", crowd::controller),

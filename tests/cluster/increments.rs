@@ -98,6 +98,12 @@ fn an_increment_that_is_impossible_fails_with_the_reason_and_the_way_out() {
     for part in ["disk0", "FirstBackup", "type Auto"] {
         assert!(failed["message"].as_str().unwrap().contains(part), "{failed}");
     }
+    // Debian 12's QEMU is too old for it.
+    spec["type"] = "Auto".into();
+    spec["fleecing"] = json!({ "mode": "Always" });
+    tenant.create("BackupRun", "unsafe", spec.clone()).ok();
+    let failed = tenant.end_of("backuprun.driftline.dev/unsafe", SOON);
+    assert_eq!(failed["reason"], "FleecingUnsafe", "{failed}");
     spec["type"] = "Differential".into();
     let refused = tenant.create("BackupRun", "unknown", spec.clone());
     assert!(!refused.succeeded() && refused.to_string().contains("Incremental"), "{refused}");

@@ -81,18 +81,19 @@ struct Torture {
 impl Torture {
     fn new(seed: u64, life: u64, log: Option<PathBuf>) -> Torture {
         let folder = tempfile::Builder::new().prefix("torture-").tempdir().unwrap();
-        for name in ["repository", "restored", "guests.d"] {
+        for name in ["repository", "restored", "guests.d", "scratch"] {
             fs::create_dir(folder.path().join(name)).unwrap();
         }
         let path = |name: &str| folder.path().join(name).display().to_string();
         let config = format!(
             "state = {:?}\nlocks = {:?}\nguests = {:?}\nrepositoryRoots = [{:?}]\nreserve = \"1Mi\"\n\
-             [restoreRoots]\nteam-a = [{:?}]\n",
+             [restoreRoots]\nteam-a = [{:?}]\n[scratch]\ndirectory = {:?}\nbudget = \"12Mi\"\n",
             path("state"),
             path("locks"),
             path("guests.d"),
             path("repository"),
             path("restored"),
+            path("scratch"),
         );
         fs::write(folder.path().join("host.toml"), config).unwrap();
         let machine = Plan::new()
