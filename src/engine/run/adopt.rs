@@ -6,13 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::fleece::{below, set_drive};
 use crate::{
     engine::{EngineError, journal::Journal},
-    ids::{AttemptId, JobId},
+    ids::{AttemptId, JobId, NodeRole},
     qmp::{
         Client, Command, ExecuteError, Monitor,
         block::JobStatus,
-        command::{BlockdevDel, JobCancel, JobDismiss, QueryFdsets, QueryJobs, QueryNamedBlockNodes, RemoveFd},
+        command::{
+            BlockdevDel, JobCancel, JobDismiss, QueryBlock, QueryBlockGraph, QueryFdsets, QueryJobs,
+            QueryNamedBlockNodes, RemoveFd,
+        },
     },
 };
 
@@ -26,11 +30,17 @@ pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Re
         journal.all().map_err(EngineError::Journal)?.into_iter().map(|record| record.attempt).collect();
     let mut removed = Vec::new();
     end_jobs(&client, &known, &mut removed).await?;
-    for node in ask(&client, &QueryNamedBlockNodes { flat: true }).await? {
-        if is_unknown(attempt_of_node(&node.node_name), &known) {
-            ask(&client, &BlockdevDel { node_name: node.node_name.clone() }).await?;
-            removed.push(format!("node {}", node.node_name));
+    let mut nodes: Vec<String> =
+        ask(&client, &QueryNamedBlockNodes { flat: true }).await?.into_iter().map(|node| node.node_name).collect();
+    nodes.retain(|node| is_unknown(attempt_of_node(node), &known));
+    nodes.sort_by_key(|node| order(node));
+    for node_name in nodes {
+        let named = format!("node {node_name}");
+        if role(&node_name) == Some(NodeRole::Filter) {
+            switch_back(&client, &node_name).await?;
         }
+        ask(&client, &BlockdevDel { node_name }).await?;
+        removed.push(named);
     }
     for set in ask(&client, &QueryFdsets {}).await? {
         let attempt = set.fds.iter().find_map(|fd| attempt_of_fd(fd.opaque.as_deref()?));
@@ -40,6 +50,31 @@ pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Re
         }
     }
     Ok(removed)
+}
+
+/// What is used by others goes after them: a fleece from its snapshot down.
+fn order(node: &str) -> usize {
+    let first = [NodeRole::Snapshot, NodeRole::Filter, NodeRole::Scratch];
+    first.iter().position(|role| self::role(node) == Some(*role)).unwrap_or(first.len())
+}
+
+fn role(node: &str) -> Option<NodeRole> {
+    let all = [NodeRole::Target, NodeRole::SentinelSource, NodeRole::Scratch, NodeRole::Filter, NodeRole::Snapshot];
+    let (_, end) = node.rsplit_once('-')?;
+    all.into_iter().find(|role| role.as_str() == end)
+}
+
+/// Every device that has the filter gets what is below it.
+async fn switch_back(client: &Client, filter: &str) -> Result<(), EngineError> {
+    let graph = ask(client, &QueryBlockGraph {}).await?;
+    let Some(below) = below(&graph, filter) else { return Ok(()) };
+    for device in ask(client, &QueryBlock {}).await? {
+        let has = device.inserted.is_some_and(|node| node.node_name == filter);
+        if let Some(qdev) = device.qdev.filter(|_| has) {
+            ask(client, &set_drive(&qdev, below)).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn end_jobs(client: &Client, known: &BTreeSet<AttemptId>, removed: &mut Vec<String>) -> Result<(), EngineError> {

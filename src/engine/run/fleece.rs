@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
+    time::Duration,
 };
 
 use super::{Done, EngineError, Run};
@@ -18,7 +19,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client,
-        block::{BlockDevice, GraphNodeKind, RunState},
+        block::{BlockDevice, BlockGraph, GraphNode, GraphNodeKind, RunState},
         command::{Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
     repo::QemuImg,
@@ -95,6 +96,9 @@ impl Run<'_> {
         // A QEMU that is gone or silent is looked at by whoever comes next.
         let Ok(client) = self.same_qemu(record).await else { return Ok(()) };
         self.let_run(&client).await?;
+        // On another monitor a dead client's `stop` may still be done after our first reply (measured).
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.let_run(&client).await?;
         let new = Record { stopping: false, ..record.clone() };
         self.save(&new).await?;
         *record = new;
@@ -119,9 +123,7 @@ impl Run<'_> {
     }
 
     async fn set_drive(&self, client: &Client, qdev: &str, node: &str) -> Done<()> {
-        let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
-        let set = QomSet { path, property: "drive".to_owned(), value: node.into() };
-        self.execute(client, &format!("Giving device {qdev} the node {node}"), &set).await.map(drop)
+        self.execute(client, &format!("Giving device {qdev} the node {node}"), &set_drive(qdev, node)).await.map(drop)
     }
 
     /// Takes a filter away from between a device and what is below it now. A device that has another node by now, or is
@@ -136,14 +138,8 @@ impl Run<'_> {
             return Ok(());
         }
         let graph = self.execute(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
-        let named =
-            |name: &str| graph.nodes.iter().find(|node| node.kind == GraphNodeKind::BlockDriver && node.name == name);
-        let below = named(&drive.node).and_then(|filter| {
-            let edge = graph.edges.iter().find(|edge| edge.parent == filter.id && edge.name == "file")?;
-            graph.nodes.iter().find(|node| node.id == edge.child)
-        });
-        match below {
-            Some(below) => self.set_drive(client, &drive.qdev, &below.name).await,
+        match below(&graph, &drive.node) {
+            Some(below) => self.set_drive(client, &drive.qdev, below).await,
             None => Ok(()),
         }
     }
@@ -168,6 +164,20 @@ impl Run<'_> {
         }
         Ok(())
     }
+}
+
+/// Gives a device another node.
+pub(super) fn set_drive(qdev: &str, node: &str) -> QomSet {
+    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
+    QomSet { path, property: "drive".to_owned(), value: node.into() }
+}
+
+/// The node that a filter stands above.
+pub(super) fn below<'a>(graph: &'a BlockGraph, filter: &str) -> Option<&'a str> {
+    let is = |node: &&GraphNode| node.kind == GraphNodeKind::BlockDriver && node.name == filter;
+    let filter = graph.nodes.iter().find(is)?;
+    let edge = graph.edges.iter().find(|edge| edge.parent == filter.id && edge.name == "file")?;
+    graph.nodes.iter().find(|node| node.id == edge.child).map(|node| node.name.as_str())
 }
 
 /// The device of a disk, by which its node is changed.

@@ -248,3 +248,32 @@ async fn a_fleeced_run_that_is_stopped_at_any_act_is_ended_by_the_next_engine() 
         stop_at += 3;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleece_that_no_journal_knows_is_removed_at_a_persons_word() {
+    let machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).start();
+    if !is_safe(&machine) {
+        return;
+    }
+    let host = host(1 << 30);
+    machine.write("disk0", 1, 0, 4 * MIB);
+    let before = tops(&machine);
+    let lost = request(&host, &machine, "lost", MIB / 2);
+    let going = Going::start(&host.engine(), machine.qmp(), &lost);
+    going.reach(Phase::Copying).await;
+    going.control.detach.cancel();
+    going.end().await;
+    std::fs::remove_dir_all(host.folder.path().join("state")).unwrap();
+    let refused = request(&host, &machine, "refused", 0);
+    assert_failed(&Going::start(&host.engine(), machine.qmp(), &refused).end().await, "ForeignJob");
+    let monitor = super::host::monitor(machine.qmp());
+    let recovered = host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), true).await.unwrap();
+    assert!(recovered.adopted.iter().any(|what| what.ends_with("-cbw")), "{recovered:?}");
+    drop(monitor);
+    assert_clean(&machine);
+    assert_eq!(tops(&machine), before);
+    let reference = Reference::take(&machine);
+    let state = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "next", 0)).end().await;
+    assert_complete(&state);
+    host.assert_equal(&machine, &state, &reference);
+}
