@@ -1,7 +1,8 @@
 //! The engine: one guest, one repository, one restore point, whatever dies on the way. It joins `qmp`, `repo` and
 //! `chain`, and is the same for the agent and for the command on a plain host. It knows neither gRPC nor Kubernetes.
 //!
-//! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure), `plan` (what is
+//! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure),
+//! `fleecing` (how the guest is kept from the target, pure), `plan` (what is
 //! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
 //! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `progress` (what is shown).
 //!
