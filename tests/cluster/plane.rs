@@ -79,6 +79,11 @@ fn a_child_and_its_folder_end_with_a_process_that_is_killed() {
         let mut sleep = std::process::Command::new("sleep");
         sleep.arg("600");
         let child = process::Process::start("sleep", sleep, &folder);
+        // Until it is the program itself, the kernel has not been told yet to end it with us.
+        let comm = format!("/proc/{}/comm", child.pid().as_raw_nonzero());
+        while std::fs::read_to_string(&comm).unwrap() != "sleep\n" {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::fs::write(&report, format!("{}\n{}", child.pid().as_raw_nonzero(), folder.display())).unwrap();
         std::thread::park();
     }
