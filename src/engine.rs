@@ -2,13 +2,14 @@
 //! `chain`, and is the same for the agent and for the command on a plain host. It knows neither gRPC nor Kubernetes.
 //!
 //! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure),
-//! `fleecing` (how the guest is kept from the target, pure), `plan` (what is
+//! `fleecing` and `data_path` (how the guest is kept from the target, pure), `plan` (what is
 //! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
 //! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `progress` (what is shown).
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
 
 pub mod choose;
+pub mod data_path;
 pub mod definition;
 mod error;
 pub mod fleecing;
@@ -32,6 +33,7 @@ use serde::Serialize;
 
 pub use self::{
     choose::Refusal,
+    data_path::RequestedDataPath,
     error::EngineError,
     fleecing::RequestedFleecing,
     graph::{DiskFacts, GuestFacts, PowerState, inspect},
@@ -69,7 +71,7 @@ pub struct Settings {
     pub clock: Clock,
     /// Bytes that stay free on a repository's file system beside what a run can need.
     pub reserve_bytes: u64,
-    /// Where fleeced runs keep what the guest overwrites; none: no run is fleeced.
+    /// Where fleeced runs keep what the guest overwrites, and where copies are staged; none: neither is done.
     pub scratch: Option<Scratch>,
 }
 

@@ -7,6 +7,7 @@
 pub mod check;
 pub mod digests;
 mod error;
+mod image;
 pub mod layout;
 mod lock;
 pub mod manifest;
@@ -14,6 +15,7 @@ mod read;
 mod roots;
 mod seal;
 mod space;
+mod staging;
 mod store;
 mod write;
 
@@ -33,7 +35,8 @@ pub use read::{Scan, StoredPoint, VARIABLES_LIMIT};
 pub use roots::{Roots, RootsError};
 pub use seal::SealedDisk;
 pub(crate) use seal::digest_clusters;
-pub use space::Space;
+pub use space::{Space, space_at};
+pub use staging::{Stage, Staging};
 pub use store::{Act, Gate, Operation, StoreError};
 pub(crate) use store::{Folder, Rules};
 pub use write::{CommittedPoint, PartialPoint};

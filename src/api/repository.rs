@@ -110,8 +110,8 @@ pub struct Filesystem {
     )]
     pub path: String,
     /// The one node that has the folder. Without it the folder must be one that every agent sees, such as a mount of
-    /// the same network file system at the same path; such a repository shows and restores its points, and a backup to
-    /// it is refused (`TargetUnsafe`), because a file system that hangs would stop the guest.
+    /// the same network file system at the same path. A backup to such a file system goes by way of the node's `[scratch]`
+    /// folder, because one that hangs would stop the guest; without that folder it is refused (`TargetUnsafe`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub node_name: Option<String>,

@@ -205,8 +205,8 @@ pub struct DiskSelection {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Fleecing {
-    /// Auto (the default): from QEMU 8.2 on, where the node's host.toml has a `[scratch]` folder with room; else the job writes
-    /// to the repository by itself. Always: or the run fails. Never: not at all. Example: `Always`.
+    /// Auto (the default): from QEMU 8.2 on, where the node's host.toml has a `[scratch]` folder with room and the copy is not
+    /// staged there anyhow; else the job writes to its target by itself. Always: or the run fails. Never: not at all. Example: `Always`.
     #[serde(default)]
     pub mode: FleecingMode,
 }
@@ -236,6 +236,24 @@ pub struct Transfer {
         validation = Rule::new(crate::api::quantity::RATE_RULE).message(crate::api::quantity::RATE_RULE_SAYS)
     )]
     pub bandwidth: Option<String>,
+    /// Direct: QEMU writes the repository's files, which have to be on a local file system. Staged: it writes files in the
+    /// `[scratch]` folder of the node's host.toml, with room for all of them, which are carried to the repository once they are
+    /// whole; the guest has nothing to do with the repository then. Auto (the default): Direct where the repository is local,
+    /// else Staged. Example: `Staged`.
+    #[serde(default)]
+    pub data_path: DataPath,
+}
+
+/// Which way the data takes.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataPath {
+    /// The shortest one that is safe for the guest.
+    #[default]
+    Auto,
+    /// Straight into the repository.
+    Direct,
+    /// By way of the scratch folder.
+    Staged,
 }
 
 /// How far the run is.

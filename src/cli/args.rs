@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 mod words;
 
-pub use self::words::{BackupType, Fleecing, ImageFormat, Overwrite, RestoreMode};
+pub use self::words::{BackupType, DataPath, Fleecing, ImageFormat, Overwrite, RestoreMode};
 
 use crate::{
     api::quantity,
@@ -116,6 +116,10 @@ pub struct Backup {
     /// on, with a [scratch] folder in host.toml.
     #[arg(long, value_enum, ignore_case = true, default_value = "Auto")]
     pub fleecing: Fleecing,
+    /// Which way the data takes: Direct into the repository, which has to be on a local file system then, or Staged by way of
+    /// the [scratch] folder in host.toml.
+    #[arg(long, value_enum, ignore_case = true, default_value = "Auto")]
+    pub data_path: DataPath,
     /// Only this disk; may be given several times [default: all that can be backed up].
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskName>,

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{
     CliError, Exit,
-    args::{Backup, BackupType as AskedType, Fleecing as AskedFleecing},
+    args::{Backup, BackupType as AskedType, DataPath as AskedDataPath, Fleecing as AskedFleecing},
     guests::{Known, facts},
     host::{Host, monitor},
     output::{Output, bytes, table},
@@ -19,7 +19,9 @@ use crate::{
         graph::Graph,
         next::{BackupType, RequestedType},
     },
-    engine::{BackupRequest, DiskSelection, Phase, RepositoryRef, RequestedFleecing, RunControl, RunState},
+    engine::{
+        BackupRequest, DiskSelection, Phase, RepositoryRef, RequestedDataPath, RequestedFleecing, RunControl, RunState,
+    },
     ids::{DiskName, PointId},
 };
 
@@ -53,6 +55,11 @@ pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError
             AskedFleecing::Auto => RequestedFleecing::Auto,
             AskedFleecing::Always => RequestedFleecing::Always,
             AskedFleecing::Never => RequestedFleecing::Never,
+        },
+        data_path: match args.data_path {
+            AskedDataPath::Auto => RequestedDataPath::Auto,
+            AskedDataPath::Direct => RequestedDataPath::Direct,
+            AskedDataPath::Staged => RequestedDataPath::Staged,
         },
         disks: DiskSelection { include: args.disks.clone(), exclude: args.exclude.clone() },
         bandwidth: args.bandwidth.unwrap_or(0),

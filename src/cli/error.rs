@@ -206,7 +206,9 @@ fn way_out(reason: &str) -> Option<&'static str> {
             "name a folder beneath the host's roots, or change host.toml (/etc/driftline/host.toml, or where DRIFTLINE_CONFIG says)"
         }
         "RepositoryFull" => "free some space in the repository's file system, or use another one",
-        "TargetUnsafe" => "use a repository on a local file system with enough free space",
+        "TargetUnsafe" => {
+            "give host.toml a [scratch] folder with room, or use a repository on a local file system (ext4, xfs, btrfs)"
+        }
         "GuestBelongsToAnotherNamespace" => "give the machine a file in /etc/driftline/guests.d with that namespace",
         "GuestInUse" => "wait until the other one has ended; `driftline recover` tidies up after a killed one",
         "RepositoryReadOnly" => "mount the repository's file system for writing",

@@ -13,7 +13,7 @@ use super::{context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
-        run::{BackupType, FleecingMode},
+        run::{BackupType, DataPath, FleecingMode},
         words::{FINALIZER, Reason},
     },
     retry::Retry,
@@ -338,6 +338,11 @@ async fn start(
             FleecingMode::Auto => v1::Fleecing::Auto.into(),
             FleecingMode::Always => v1::Fleecing::Always.into(),
             FleecingMode::Never => v1::Fleecing::Never.into(),
+        },
+        data_path: match spec.transfer.as_ref().map(|transfer| transfer.data_path).unwrap_or_default() {
+            DataPath::Auto => v1::DataPath::Auto.into(),
+            DataPath::Direct => v1::DataPath::Direct.into(),
+            DataPath::Staged => v1::DataPath::Staged.into(),
         },
     };
     agent.start_backup(request).await.map_err(|error| Refusal {

@@ -2,7 +2,9 @@
 
 use std::{io, path::PathBuf};
 
-use super::{choose::Refusal, fleecing::Unfleeced, journal::Failure, journal::JournalError, lock::LockError};
+use super::{
+    choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, journal::Failure, journal::JournalError, lock::LockError,
+};
 use crate::{
     chain::next::TypeReason,
     ids::{DiskName, GuestId},
@@ -59,14 +61,19 @@ pub enum EngineError {
         source: Box<RepoError>,
     },
     /// The repository's file system could hurt the guest.
-    #[error(
-        "Repository {} is not on a local file system that keeps allocated space, such as ext4, xfs or btrfs; a copy straight \
-         to it could stop the guest when it hangs or fills up. Use a folder on one",
-        path.display()
-    )]
+    #[error("Repository {} cannot be written to without a danger for the guest: {why}", path.display())]
     TargetUnsafe {
         /// The repository.
         path: PathBuf,
+        /// Why.
+        why: Unsafe,
+    },
+    /// A staged image cannot be made, written or brought to the disk.
+    #[error("Staging the copy in the scratch folder failed")]
+    Staging {
+        /// Why.
+        #[source]
+        source: Box<RepoError>,
     },
     /// The repository cannot be written.
     #[error("Repository {} cannot be written on this host", path.display())]
@@ -117,8 +124,8 @@ pub enum EngineError {
         /// Clusters that the job copied.
         expected: u64,
     },
-    /// What was copied is not in the repository any more.
-    #[error("The copied files of point {point} are not in the repository any more")]
+    /// What was copied is not where it was any more.
+    #[error("The copied files of point {point} are gone")]
     CopyGone {
         /// The point.
         point: String,
@@ -227,6 +234,8 @@ impl EngineError {
             Self::Journal(source) => source.reason(),
             Self::Repository { source, .. } => source.reason(),
             Self::TargetUnsafe { .. } => "TargetUnsafe",
+            Self::Staging { source } if source.reason() == "RepositoryFull" => "ScratchFull",
+            Self::Staging { .. } => "ScratchUnusable",
             Self::ReadOnly { .. } => "RepositoryReadOnly",
             Self::NoSpace { .. } => "RepositoryFull",
             Self::Sentinel { .. } => "SentinelNotMade",
@@ -256,10 +265,12 @@ impl EngineError {
             Self::Lock(source) => source.retry(),
             Self::Journal(source) => source.retry(),
             Self::Repository { source, .. } => source.retry(),
+            Self::TargetUnsafe { why: Unsafe::ScratchFull { .. }, .. } => Retry::Backoff,
             Self::TargetUnsafe { .. } | Self::ReadOnly { .. } | Self::NotFleeced { .. } => Retry::OnChange,
             Self::NoSpace { .. }
             | Self::Sentinel { .. }
             | Self::Sync { .. }
+            | Self::Staging { .. }
             | Self::CopyIncomplete { .. }
             | Self::CopyGone { .. }
             | Self::GuestHarmed { .. }

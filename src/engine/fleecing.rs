@@ -47,6 +47,9 @@ pub enum Unfleeced {
     /// Nobody has said where.
     #[error("host.toml names no [scratch] folder")]
     ScratchMissing,
+    /// What the job writes is local, with room for all that it can need: the target cannot hurt the guest either.
+    #[error("its copy is staged in the scratch folder")]
+    Staged,
     /// There is too little room.
     #[error("the scratch folder has too little room; raise its budget in host.toml, or make room on its file system")]
     ScratchFull,
@@ -62,6 +65,7 @@ impl Unfleeced {
             Self::CopyOnRead => "CopyOnRead",
             Self::SeveralDisks => "SeveralDisks",
             Self::ScratchMissing => "ScratchMissing",
+            Self::Staged => "Staged",
             Self::ScratchFull => "ScratchFull",
         }
     }

@@ -22,6 +22,8 @@ use crate::{
 pub enum Step {
     /// Makes the point's folder in the repository; it does not count before its manifest is there.
     CreatePoint,
+    /// Makes the folder in which the images are staged.
+    CreateStaging,
     /// Makes a disk's file and takes all the space that it can need.
     CreateDisk {
         /// The disk.
@@ -145,6 +147,8 @@ pub enum Undo {
         /// The word.
         opaque: String,
     },
+    /// Removes the staged images.
+    DiscardStaging,
     /// Removes the point's folder with its files, unless its manifest is there.
     DiscardPoint,
 }
@@ -152,6 +156,9 @@ pub enum Undo {
 /// The steps of an attempt, in their order.
 pub fn steps(record: &Record) -> Vec<Step> {
     let mut steps = vec![Step::CreatePoint];
+    if record.staging.is_some() {
+        steps.push(Step::CreateStaging);
+    }
     for disk in &record.disks {
         steps.push(Step::CreateDisk {
             disk: disk.name.clone(),
@@ -227,7 +234,8 @@ impl Step {
     pub fn undo(&self) -> Vec<Undo> {
         match self {
             Self::CreatePoint => vec![Undo::DiscardPoint],
-            // Goes with the point's folder.
+            Self::CreateStaging => vec![Undo::DiscardStaging],
+            // Goes with its folder.
             Self::CreateDisk { .. } | Self::StoreVariables { .. } => Vec::new(),
             Self::OpenTarget { node, opaque, .. } | Self::OpenSentinelSource { node, opaque, .. } => {
                 vec![Undo::CloseNode { node: node.clone() }, Undo::RemoveFds { opaque: opaque.clone() }]

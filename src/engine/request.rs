@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{fleecing::RequestedFleecing, progress::RunState};
+use super::{data_path::RequestedDataPath, fleecing::RequestedFleecing, progress::RunState};
 use crate::{
     chain::next::RequestedType,
     ids::{DiskName, GuestId, RepositoryId},
@@ -34,6 +34,9 @@ pub struct BackupRequest {
     /// Whether the guest is kept from the target.
     #[serde(default)]
     pub fleecing: RequestedFleecing,
+    /// Which way the data takes.
+    #[serde(default)]
+    pub data_path: RequestedDataPath,
     /// Bytes per second over each disk's job; 0 is without a limit.
     #[serde(default)]
     pub bandwidth: u64,

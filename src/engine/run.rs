@@ -8,8 +8,10 @@ mod commit;
 mod doors;
 mod fleece;
 mod follow;
+mod images;
 mod look;
 mod prepare;
+mod scratch;
 
 use std::{
     sync::Arc,

@@ -3,7 +3,10 @@
 //! `driftline.json` · `guests/<uuid>/<point>/manifest.json`, `<disk>.qcow2`,
 //! `<disk>.<generation>.digests`, `<disk>.nvram`
 
-use crate::ids::DiskName;
+use crate::{
+    chain::point::Parent,
+    ids::{DiskName, GuestId},
+};
 
 /// What makes a folder a repository: its id and format version.
 pub const MARKER: &str = "driftline.json";
@@ -41,6 +44,16 @@ pub fn table(disk: &DiskName, generation: u32) -> String {
 /// A disk's digest table before it counts.
 pub fn table_new(disk: &DiskName) -> String {
     format!("{}.digests.new", stem(disk))
+}
+
+/// What the header of an image names that continues `parent`: for people with `qemu-img`, from the point's folder on.
+pub fn backing(parent: &Parent) -> String {
+    format!("../{}/{}", parent.point, image(&parent.disk))
+}
+
+/// The folder, in a host's scratch folder, of what an attempt at the guest has staged.
+pub fn staged(guest: &GuestId, attempt: &str) -> String {
+    format!("staged-{guest}-{attempt}")
 }
 
 /// Whether a file of that name in a point's folder is one that was made here, before the manifest counts.

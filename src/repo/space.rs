@@ -1,11 +1,15 @@
 //! How much room a file system has, and whether it is one on which a guest may safely be backed up directly.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+};
 
-use rustix::fs::{Access, AtFlags, StatVfsMountFlags};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
-/// The room for a repository.
+/// The room for a repository, or in a scratch folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Space {
@@ -34,6 +38,15 @@ const LOCAL: &[u64] = &[
     0x3153_464a, // jfs
     0x794c_7630, // overlayfs
 ];
+
+/// The same of any folder of the host.
+///
+/// # Errors
+/// When it cannot be opened, or its file system does not say.
+pub fn space_at(folder: &Path) -> io::Result<Space> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    of(rustix::fs::open(folder, flags, Mode::empty())?.as_fd())
+}
 
 pub(super) fn of(folder: BorrowedFd<'_>) -> io::Result<Space> {
     let stat = rustix::fs::fstatvfs(folder)?;

@@ -1,16 +1,10 @@
 //! A point on its way into the repository: its folder, its images, and the manifest whose rename makes it a point.
 //! Before that rename the folder is invisible to everybody but recovery; after it, it is never discarded.
 
-use std::{
-    fs::File,
-    os::fd::{AsFd, OwnedFd},
-    sync::atomic::AtomicBool,
-};
-
-use rustix::fs::FallocateFlags;
+use std::{fs::File, os::fd::OwnedFd, sync::atomic::AtomicBool};
 
 use super::{
-    Manifest, RepoError, Repository, StoredPoint, layout,
+    Manifest, RepoError, Repository, Staging, StoredPoint, image, layout,
     manifest::StoredVariables,
     read::{graph_of, namespace_of},
     seal::{self, SealedDisk},
@@ -84,20 +78,9 @@ impl PartialPoint {
         parent: Option<&Parent>,
     ) -> Result<(), RepoError> {
         self.repository.check_lease(&self.guest)?;
-        let name = layout::image(disk);
-        let path = self.folder.path().join(&name);
-        let file = self.folder.create(&name)?;
-        self.folder.pass(Act::Tool, &name)?;
-        let backing = parent.map(|parent| format!("../{}/{}", parent.point, layout::image(&parent.disk)));
-        self.repository
-            .tool()
-            .create_stored(file.as_fd(), virtual_size, backing.as_deref())
-            .map_err(|source| RepoError::Tool { path: path.clone(), source })?;
-        Header::read(&file)
-            .and_then(|header| header.expect_stored(virtual_size))
-            .map_err(|source| RepoError::Header { path: path.clone(), source })?;
-        // Not synced: after a power cut an unfinished image is discarded, whatever is in it.
-        self.allocate(&name, &file, reserve_bytes)
+        let backing = parent.map(layout::backing);
+        let tool = self.repository.tool();
+        image::create(&self.folder, tool, disk, virtual_size, reserve_bytes, backing.as_deref())
     }
 
     /// Allocates `reserve_bytes` in all for a disk's image that is being written.
@@ -105,20 +88,7 @@ impl PartialPoint {
     /// # Errors
     /// `Reserve` where the space is not there or cannot be allocated ahead.
     pub fn reserve_disk(&self, disk: &DiskName, reserve_bytes: u64) -> Result<(), RepoError> {
-        let name = layout::image(disk);
-        self.allocate(&name, &self.open(&name, true)?, reserve_bytes)
-    }
-
-    fn allocate(&self, name: &str, file: &File, bytes: u64) -> Result<(), RepoError> {
-        self.folder.pass(Act::Allocate, name)?;
-        if bytes == 0 {
-            return Ok(());
-        }
-        rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes).map_err(|errno| RepoError::Reserve {
-            path: self.folder.path().join(name),
-            bytes,
-            source: errno.into(),
-        })
+        image::reserve(&self.folder, disk, reserve_bytes)
     }
 
     /// Stores the variables of the guest's firmware, and brings them to the disk.
@@ -149,6 +119,21 @@ impl PartialPoint {
     /// When it is not there.
     pub fn open_disk(&self, disk: &DiskName) -> Result<OwnedFd, RepoError> {
         Ok(self.open(&layout::image(disk), true)?.into())
+    }
+
+    /// Takes a disk's image from where it was staged. May be repeated after a crash: it begins anew. `progress` gets the bytes
+    /// that are carried, and says whether to go on.
+    ///
+    /// # Errors
+    /// When the staged image is gone or cannot be read, or this one cannot be written.
+    pub fn take_disk(
+        &self,
+        disk: &DiskName,
+        staged: &Staging,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<(), RepoError> {
+        self.repository.check_lease(&self.guest)?;
+        staged.carry_disk(disk, &self.folder, progress)
     }
 
     /// Finishes a disk's image that nobody writes to any longer: frees what was allocated ahead and not used, checks
@@ -229,8 +214,7 @@ impl PartialPoint {
     }
 
     fn open(&self, name: &str, write: bool) -> Result<File, RepoError> {
-        let missing = || RepoError::File { path: self.folder.path().join(name), why: "it is missing".into() };
-        self.folder.open(name, write)?.ok_or_else(missing)
+        image::open(&self.folder, name, write)
     }
 
     /// The manifest is there: fine if it is this very one.

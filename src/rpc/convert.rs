@@ -11,7 +11,7 @@ use crate::{
     chain::graph::Graph,
     engine::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
-        RequestedFleecing, RequestedType, RunState,
+        RequestedDataPath, RequestedFleecing, RequestedType, RunState,
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -58,6 +58,11 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         v1::Fleecing::Always => RequestedFleecing::Always,
         v1::Fleecing::Never => RequestedFleecing::Never,
     };
+    let data_path = match request.data_path() {
+        v1::DataPath::Auto => RequestedDataPath::Auto,
+        v1::DataPath::Direct => RequestedDataPath::Direct,
+        v1::DataPath::Staged => RequestedDataPath::Staged,
+    };
     let guest = request.guest.ok_or_else(|| invalid("The request names no guest"))?;
     let names = |names: Vec<String>| names.iter().map(|name| name.parse()).collect::<Result<Vec<DiskName>, _>>();
     let policy = PolicyRef { name: request.policy_name, uid: request.policy_uid };
@@ -68,6 +73,7 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         repository: repository(request.repository)?,
         kind,
         fleecing,
+        data_path,
         disks: DiskSelection { include: names(request.include_disks)?, exclude: names(request.exclude_disks)? },
         bandwidth: request.bandwidth,
         policy: (!policy.uid.is_empty()).then_some(policy),

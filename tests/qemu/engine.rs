@@ -8,6 +8,7 @@ mod increments;
 mod load;
 mod mistake;
 mod replies;
+mod staged;
 mod storage;
 
 use std::{

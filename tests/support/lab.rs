@@ -6,6 +6,7 @@
 
 pub mod child;
 pub mod disk;
+pub mod fuse;
 pub mod machine;
 pub mod monitor;
 pub mod netns;

@@ -27,6 +27,10 @@ fn a_run_may_be_made_and_stays_as_it_is() {
 }
 
 /// A named change of a run's spec.
+fn limited(bandwidth: &str) -> Transfer {
+    Transfer { bandwidth: Some(bandwidth.to_owned()), data_path: DataPath::Auto }
+}
+
 type Change = (&'static str, fn(&mut BackupRunSpec));
 
 #[test]
@@ -37,7 +41,7 @@ fn no_field_but_cancel_may_change() {
         ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
         ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
         ("fleecing", |s| s.fleecing = Some(Fleecing { mode: FleecingMode::Never })),
-        ("transfer", |s| s.transfer = Some(Transfer { bandwidth: Some("1Mi".to_owned()) })),
+        ("transfer", |s| s.transfer = Some(limited("1Mi"))),
         ("backoffLimit", |s| s.backoff_limit = 3),
         ("activeDeadline", |s| s.active_deadline = "1h".to_owned()),
         ("ttlAfterFinished", |s| s.ttl_after_finished = Some("1h".to_owned())),
@@ -77,11 +81,8 @@ fn durations_and_rates_are_refused_with_what_to_write() {
     let changes: [(Change, &str); 4] = [
         (("activeDeadline", |s| s.active_deadline = "soon".to_owned()), "such as 90s, 6h or 7d"),
         (("ttlAfterFinished", |s| s.ttl_after_finished = Some("1w".to_owned())), "such as 90s, 6h or 7d"),
-        (
-            ("no bandwidth at all", |s| s.transfer = Some(Transfer { bandwidth: Some("0Mi".to_owned()) })),
-            "leave it out",
-        ),
-        (("bandwidth", |s| s.transfer = Some(Transfer { bandwidth: Some("-1Mi".to_owned()) })), "such as 100Mi"),
+        (("no bandwidth at all", |s| s.transfer = Some(limited("0Mi"))), "leave it out"),
+        (("bandwidth", |s| s.transfer = Some(limited("-1Mi"))), "such as 100Mi"),
     ];
     for ((field, change), says) in changes {
         let mut object = run();
@@ -90,7 +91,7 @@ fn durations_and_rates_are_refused_with_what_to_write() {
         assert!(refusal.contains(says), "{field}: {refusal}");
     }
     let mut object = run();
-    object.spec.transfer = Some(Transfer { bandwidth: Some("1.5Gi".to_owned()) });
+    object.spec.transfer = Some(limited("1.5Gi"));
     object.validate_cel().unwrap();
 }
 

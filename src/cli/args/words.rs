@@ -28,6 +28,18 @@ pub enum Fleecing {
     Never,
 }
 
+/// Which way the data takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum DataPath {
+    /// Direct where the repository is on a local file system, else Staged.
+    Auto,
+    /// Straight into the repository.
+    Direct,
+    /// By way of the scratch folder.
+    Staged,
+}
+
 /// How images are restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]

@@ -39,6 +39,9 @@ pub struct Record {
     pub guest_was_well: bool,
     /// The disks.
     pub disks: Vec<RecordDisk>,
+    /// The scratch folder in which the images are staged; none where QEMU writes those of the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staging: Option<PathBuf>,
     /// Whether the guest may stand still because of the attempt: then it is continued before anything else.
     #[serde(default)]
     pub stopping: bool,
@@ -167,6 +170,13 @@ impl Record {
     /// Whether the jobs read from a snapshot, so that their targets cannot hurt the guest.
     pub fn is_fleeced(&self) -> bool {
         self.disks.iter().any(|disk| disk.scratch.is_some())
+    }
+
+    /// The most bytes of the scratch folder that the attempt may take.
+    pub fn scratch_bytes(&self) -> u64 {
+        let staged = |disk: &RecordDisk| if self.staging.is_some() { disk.bound } else { 0 };
+        let of = |disk: &RecordDisk| disk.scratch.unwrap_or(0).saturating_add(staged(disk));
+        self.disks.iter().map(of).fold(0, u64::saturating_add)
     }
 
     /// The job of a disk.

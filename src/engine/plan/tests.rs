@@ -28,6 +28,19 @@ fn what_undoes_a_fleeced_increment() {
 }
 
 #[test]
+fn staged_images_are_made_before_qemu_opens_them_and_removed_after_it_has_closed_them() {
+    let staged = |record| Record { staging: Some("/var/lib/driftline/scratch".into()), ..record };
+    for record in [staged(fixture()), staged(increment()), staged(fleeced(increment()))] {
+        let (steps, undo) = (steps(&record), undo(&record));
+        let made = steps.iter().position(|step| *step == Step::CreateStaging).unwrap();
+        let first = steps.iter().position(|step| matches!(step, Step::CreateDisk { .. })).unwrap();
+        assert!(made < first, "{steps:?}");
+        assert_eq!(undo[undo.len() - 2..], [Undo::DiscardStaging, Undo::DiscardPoint], "{undo:?}");
+    }
+    assert!(!steps(&fixture()).contains(&Step::CreateStaging));
+}
+
+#[test]
 fn the_plan_of_two_disks() {
     insta::assert_yaml_snapshot!(steps(&fixture()));
 }

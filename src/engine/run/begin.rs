@@ -4,12 +4,11 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Done, EngineError, Halt, Run, fleece::device_of, follow::is_migrating};
+use super::{Done, EngineError, Halt, Run, fleece::device_of, follow::is_migrating, scratch::Shares};
 use crate::{
     engine::{
-        choose::{Chosen, Refusal, choose},
+        choose::{Refusal, choose},
         definition,
-        fleecing::{self, RequestedFleecing},
         graph::{DiskFacts, GuestFacts, Ineligible, PowerState, inspect},
         journal::{Record, RecordDisk, RecordVariables, State},
         orphans,
@@ -48,18 +47,16 @@ impl Run<'_> {
         }
         let (space, scan) = self.look_at_repository(request).await?;
         let path = &request.repository.path;
-        if !space.local {
-            return Err(EngineError::TargetUnsafe { path: path.clone() }.into());
-        }
         if !space.writable {
             return Err(EngineError::ReadOnly { path: path.clone() }.into());
         }
         let points: Vec<_> = scan.points.iter().map(|point| point.manifest.point()).collect();
         let chosen = choose(request, &guest, &points).map_err(EngineError::Refused)?;
-        let scratch = self.fleece(request, &client, &guest, &chosen).await?;
+        let _turn = self.scratch_turn().await?;
+        let Shares { staging, fleece } = self.shares(request, &client, &guest, &chosen, space.local).await?;
         let disks: Vec<_> = chosen
             .into_iter()
-            .zip(scratch)
+            .zip(fleece)
             .map(|(disk, scratch)| RecordDisk {
                 qdev: device_of(&guest, &disk.node),
                 scratch,
@@ -103,41 +100,16 @@ impl Run<'_> {
             qemu: guest.version.to_string(),
             guest_was_well: guest.power_state != PowerState::IoError,
             disks,
+            staging,
             stopping: false,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
             command_line: command_line(readable).await,
             variables: variables(&guest.disks, readable.is_some()),
         };
+        self.discard_leftover_staging(&record).await?;
         self.check()?;
         self.save(&record).await?;
         Ok(record)
-    }
-
-    /// The scratch of each disk, where the run is fleeced.
-    async fn fleece(
-        &self,
-        request: &BackupRequest,
-        client: &Client,
-        guest: &GuestFacts,
-        chosen: &[Chosen],
-    ) -> Done<Vec<Option<u64>>> {
-        let room = match self.scratch_room().await {
-            Ok(room) => room,
-            Err(Halt::Failed(error)) if request.fleecing != RequestedFleecing::Always => {
-                // A direct run is as safe as it ever was.
-                tracing::warn!(error = %error.failure().message, "the run is not fleeced");
-                None
-            }
-            Err(halt) => return Err(halt),
-        };
-        match fleecing::decide(request.fleecing, guest, chosen, Self::can_fleece(client), room) {
-            Ok(limits) => Ok(limits.into_iter().map(Some).collect()),
-            Err(why) if request.fleecing == RequestedFleecing::Always => Err(EngineError::NotFleeced { why }.into()),
-            Err(why) => {
-                tracing::info!(run = %request.run, reason = why.reason(), %why, "the run is not fleeced");
-                Ok(vec![None; chosen.len()])
-            }
-        }
     }
 
     async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {

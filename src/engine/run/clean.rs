@@ -57,6 +57,10 @@ impl Run<'_> {
             })
             .await?;
         let cleared = self.clear_within(record, self.engine.patience.clean_up, Work::Tidy).await?;
+        if let Err(Halt::Failed(error)) = self.discard_staging(record).await {
+            // The guest's next run removes it.
+            tracing::warn!(error = %error.failure().message, "staged images that were committed stay");
+        }
         self.completed(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain });
         self.ended(record, &cleared).await
     }
@@ -171,15 +175,20 @@ impl Run<'_> {
             // QEMU may still write to the files; the journal leads to them.
             return Ok(cleared);
         }
-        match self.discard(record).await {
-            Ok(()) => {}
-            Err(Halt::Failed(error)) => {
-                let failure = error.failure();
-                return Ok(Cleared::Stuck(format!("Partial files stay in the repository ({})", failure.message)));
+        let mut stays = None;
+        for (place, done) in
+            [("scratch folder", self.discard_staging(record).await), ("repository", self.discard(record).await)]
+        {
+            match done {
+                Ok(()) => {}
+                Err(Halt::Failed(error)) => {
+                    let failure = error.failure();
+                    stays = Some(format!("Partial files stay in the {place} ({})", failure.message));
+                }
+                Err(halt) => return Err(halt),
             }
-            Err(halt) => return Err(halt),
         }
-        Ok(Cleared::All)
+        Ok(stays.map_or(Cleared::All, Cleared::Stuck))
     }
 
     async fn discard(&mut self, record: &Record) -> Done<()> {
@@ -201,7 +210,7 @@ impl Run<'_> {
             match undo {
                 // All of them are ended above, because the first ones' targets may be needed by the last; the files go
                 // once QEMU has let go of them.
-                Undo::EndJob { .. } | Undo::DiscardPoint => {}
+                Undo::EndJob { .. } | Undo::DiscardStaging | Undo::DiscardPoint => {}
                 Undo::RemoveBitmap { name } => {
                     let has = |node: &&BlockNode| {
                         node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name.as_str()))

@@ -29,13 +29,15 @@ impl Run<'_> {
     /// Commits the point, or says why it cannot be.
     pub(super) async fn commit(&mut self, record: &Record) -> Done<()> {
         self.phase(Phase::Finishing);
-        let until = Instant::now() + self.engine.patience.commit;
+        let mut until = None;
         loop {
             let error = match self.detachable_commit(record).await {
                 Err(Halt::Failed(error)) => error,
                 done => return done,
             };
             let transient = matches!(error, EngineError::Repository { .. }) && error.retry() != Retry::OnChange;
+            // From the first failure on: carrying a large image may take hours, and is no failure.
+            let until = *until.get_or_insert_with(|| Instant::now() + self.engine.patience.commit);
             if !transient || Instant::now() >= until {
                 return Err(error.into());
             }
@@ -65,6 +67,7 @@ impl Run<'_> {
 
     async fn try_commit(&mut self, record: &Record) -> Done<()> {
         let partial = self.open_partial(record).await?;
+        self.take_staged(record, &partial).await?;
         let mut sealed = Vec::new();
         for disk in &record.disks {
             let found = self.seal(record, &partial, disk).await?;

@@ -1,17 +1,11 @@
 //! The fleece of a run: scratch files, filters above the disks, the instant at which they take effect, and how all of it is
 //! taken away again. The reverse order always; each act is safe to do when it was never done.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
-};
+use std::time::Duration;
 
-use super::{Done, EngineError, Run};
+use super::{Done, Run};
 use crate::{
     engine::{
-        Scratch,
         graph::GuestFacts,
         journal::{Record, State},
         plan::Drive,
@@ -22,7 +16,6 @@ use crate::{
         block::{BlockDevice, BlockGraph, GraphNode, GraphNodeKind, RunState},
         command::{Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
-    repo::QemuImg,
 };
 
 /// What a fleeced run takes of QEMU, as `query-qmp-schema` names it.
@@ -32,38 +25,6 @@ impl Run<'_> {
     /// Whether QEMU has the nodes of a fleece.
     pub(super) fn can_fleece(client: &Client) -> bool {
         DRIVERS.iter().all(|driver| client.schema().has_driver(driver)) && client.schema().has_command("qom-set")
-    }
-
-    /// Bytes of the scratch folder that a run may take now; none where there is no folder.
-    pub(super) async fn scratch_room(&self) -> Done<Option<u64>> {
-        let Some(scratch) = self.engine.settings.scratch.clone() else { return Ok(None) };
-        let taken: u64 = self
-            .journal(|journal| journal.all())
-            .await?
-            .iter()
-            .flat_map(|record| &record.disks)
-            .filter_map(|disk| disk.scratch)
-            .fold(0, u64::saturating_add);
-        let path = scratch.directory.clone();
-        let free = tokio::task::spawn_blocking(move || free_bytes(&scratch))
-            .await
-            .map_err(|source| EngineError::Broken { act: "Looking at the scratch folder", source })?
-            .map_err(|source| EngineError::Scratch { path, source })?;
-        let budget = self.engine.settings.scratch.as_ref().map_or(0, |scratch| scratch.budget);
-        Ok(Some(free.min(budget.saturating_sub(taken))))
-    }
-
-    /// A new scratch file, which has no name any more.
-    pub(super) async fn scratch_file(&self, virtual_size: u64, limit: u64) -> Done<OwnedFd> {
-        let Some(scratch) = self.engine.settings.scratch.clone() else {
-            let source = io::ErrorKind::NotFound.into();
-            return Err(EngineError::Scratch { path: "[scratch]".into(), source }.into());
-        };
-        let (path, tool) = (scratch.directory.clone(), self.engine.settings.tool.clone());
-        let made = tokio::task::spawn_blocking(move || make_scratch(&scratch, &tool, virtual_size, limit))
-            .await
-            .map_err(|source| EngineError::Broken { act: "Making a scratch file", source })?;
-        Ok(made.map_err(|source| EngineError::Scratch { path, source })?)
     }
 
     /// The instant: every device gets its filter. With several disks, or the guest would write between the first and the
@@ -183,21 +144,4 @@ pub(super) fn below<'a>(graph: &'a BlockGraph, filter: &str) -> Option<&'a str> 
 /// The device of a disk, by which its node is changed.
 pub(super) fn device_of(guest: &GuestFacts, node: &str) -> String {
     guest.disks.iter().find(|disk| disk.node_name == node).map(|disk| disk.qdev.clone()).unwrap_or_default()
-}
-
-fn free_bytes(scratch: &Scratch) -> io::Result<u64> {
-    let stat = rustix::fs::statvfs(&scratch.directory)?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(scratch.reserve))
-}
-
-/// An anonymous file: nothing is left behind, whoever dies when. Its length is the limit, beyond which QEMU does not go.
-fn make_scratch(scratch: &Scratch, tool: &QemuImg, virtual_size: u64, limit: u64) -> io::Result<OwnedFd> {
-    let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
-    let file = File::from(rustix::fs::open(&scratch.directory, flags, rustix::fs::Mode::from_raw_mode(0o600))?);
-    if let Some(owner) = tool.owner.filter(|_| rustix::process::geteuid().is_root()) {
-        std::os::unix::fs::fchown(&file, Some(owner.uid), Some(owner.gid))?;
-    }
-    tool.create_stored(file.as_fd(), virtual_size, None).map_err(io::Error::other)?;
-    file.set_len(limit.max(file.metadata()?.len()))?;
-    Ok(file.into())
 }

@@ -2,7 +2,7 @@
 //! without error, the flush: each target is closed, and the reply to that is what makes its data whole (a QEMU that is
 //! killed before leaves a file that is empty inside and that `qemu-img check` calls clean; measured).
 
-use std::{fs::File, time::Duration};
+use std::time::Duration;
 
 use super::{Done, EngineError, Halt, Run};
 use crate::{
@@ -125,8 +125,7 @@ impl Run<'_> {
             let Some(job) = jobs.iter().find(|job| job.id == id) else { continue };
             let needed = space::bound_of(disk.virtual_size, job.total_progress);
             if needed > disk.bound {
-                let (partial, name) = (self.open_partial(record).await?, disk.name.clone());
-                self.repository(record, "allocate", move |_| partial.reserve_disk(&name, needed)).await?;
+                self.reserve_image(record, disk.name.clone(), needed).await?;
             }
         }
         Ok(())
@@ -148,16 +147,8 @@ impl Run<'_> {
         self.check_sentinels(&client, record).await?;
         self.close_nodes(&client, record).await?;
         self.phase(Phase::Finishing);
-        let partial = self.open_partial(record).await?;
         for disk in &record.disks {
-            let (partial, name) = (partial.clone(), disk.name.clone());
-            let synced = self
-                .repository(record, "sync", move |_| {
-                    let file = File::from(partial.open_disk(&name)?);
-                    Ok(file.sync_all())
-                })
-                .await?;
-            synced.map_err(|source| EngineError::Sync { disk: disk.name.clone(), source })?;
+            self.sync_image(record, disk.name.clone()).await?;
         }
         if let State::Running { at } = record.state {
             self.set_state(&mut copied, State::Copied { at }).await?;

@@ -31,10 +31,9 @@ impl Run<'_> {
                         .await?;
                     partial = Some(Arc::new(made));
                 }
+                Step::CreateStaging => self.create_staging(record).await?,
                 Step::CreateDisk { disk, virtual_size, bound, parent } => {
-                    let partial = self.partial(record, &mut partial).await?;
-                    let create = move |_: &Repository| partial.create_disk(&disk, virtual_size, bound, parent.as_ref());
-                    self.repository(record, "disk", create).await?;
+                    self.create_image(record, disk, virtual_size, bound, parent).await?;
                 }
                 Step::StoreVariables { disk, file } => {
                     let Some(bytes) = read_variables(record.process.as_ref(), file).await else {
@@ -45,9 +44,7 @@ impl Run<'_> {
                     self.repository(record, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
                 }
                 Step::OpenTarget { disk, node, opaque } => {
-                    let partial = self.partial(record, &mut partial).await?;
-                    let name = disk.clone();
-                    let fd = self.repository(record, "disk", move |_| partial.open_disk(&name)).await?;
+                    let fd = self.open_image(record, disk.clone()).await?;
                     let client = self.client().await?;
                     let set = self.pass(&client, fd, opaque).await?;
                     let options = plan::target_options(&node, set.fdset_id);

@@ -14,7 +14,7 @@ use driftline::{
 
 use super::host::{Counter, Host, Start, assert_complete};
 
-const STARTS: [Start; 2] = [Start::First, Start::Continued];
+const STARTS: [Start; 3] = [Start::First, Start::Continued, Start::Staged];
 
 /// Does `act` for each number, a few at a time: much of a run is waiting for `qemu-img`.
 async fn each<F: Future<Output = ()> + Send + 'static>(numbers: std::ops::Range<usize>, act: impl Fn(usize) -> F) {

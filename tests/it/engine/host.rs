@@ -12,8 +12,8 @@ use std::{
 use driftline::{
     clock,
     engine::{
-        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedFleecing,
-        RequestedType, RunControl, RunState, Settings, gate::Gate,
+        BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedDataPath,
+        RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings, gate::Gate,
     },
     ids::RepositoryId,
     qmp::{
@@ -34,29 +34,35 @@ pub struct Host {
     pub reserve: u64,
     /// What runs ask for.
     pub kind: RequestedType,
+    /// Which way the data of runs takes.
+    pub data_path: RequestedDataPath,
     /// Points that were there before the test.
     pub before: usize,
 }
 
-/// Whether a host's runs are the first of its guest, or continue an earlier one.
+/// Whether a host's runs are the first of its guest, or continue an earlier one, and by way of the scratch folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     First,
     Continued,
+    Staged,
 }
 
 impl Host {
     pub fn new(pace: Pace) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let id = "5d0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
-        std::fs::create_dir(folder.path().join("repository")).unwrap();
+        for name in ["repository", "scratch"] {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+        }
         for (index, (disk, size)) in DISKS.iter().enumerate() {
             let mut bytes = vec![u8::try_from(index + 1).unwrap(); usize::try_from(*size).unwrap()];
             bytes[65536..70000].fill(0);
             std::fs::write(folder.path().join(disk), bytes).unwrap();
         }
         let qemu = start(folder.path(), pace);
-        let host = Host { folder, id, qemu, reserve: 0, kind: RequestedType::Full, before: 0 };
+        let data_path = RequestedDataPath::Auto;
+        let host = Host { folder, id, qemu, reserve: 0, kind: RequestedType::Full, data_path, before: 0 };
         Repository::initialise(&host.roots(), &host.path(), &host.id, &tool()).unwrap();
         host
     }
@@ -64,7 +70,10 @@ impl Host {
     /// Whose next run is an increment, where it is a continued one.
     pub async fn begun(start: Start, pace: Pace) -> Host {
         let mut host = Host::new(Pace::AtOnce);
-        if start == Start::Continued {
+        if start == Start::Staged {
+            host.data_path = RequestedDataPath::Staged;
+        }
+        if start != Start::First {
             assert_complete(&host.run("before").await);
             (host.kind, host.before) = (RequestedType::Auto, 1);
             for (index, (disk, size)) in DISKS.iter().enumerate() {
@@ -107,7 +116,7 @@ impl Host {
             tool: tool(),
             clock: clock::system(),
             reserve_bytes: self.reserve,
-            scratch: None,
+            scratch: Some(Scratch { directory: self.folder.path().join("scratch"), budget: 1 << 30, reserve: 0 }),
         };
         Engine::new(settings).unwrap().with_patience(Patience {
             lock_pause: Duration::from_millis(5),
@@ -136,6 +145,7 @@ impl Host {
             repository: RepositoryRef { path: self.path(), id: self.id.clone() },
             kind: self.kind,
             fleecing: RequestedFleecing::Auto,
+            data_path: self.data_path,
             disks: DiskSelection::default(),
             bandwidth: 0,
             policy: None,
@@ -154,11 +164,13 @@ impl Host {
         self.start(&self.engine(), &self.request(run)).end().await
     }
 
-    /// Nothing but whole points in the repository, nothing in the journal. Gives the number of new points.
+    /// Nothing but whole points in the repository, nothing in the journal and the scratch folder. Gives the number of new points.
     pub fn assert_tidy(&self) -> usize {
         let scan = self.repository().scan(&UUID.parse().unwrap()).unwrap();
         assert_eq!((scan.partial, scan.findings), (vec![], vec![]));
-        assert_eq!(files(&self.folder.path().join("state/journal")), Vec::<String>::new());
+        for folder in ["state/journal", "scratch"] {
+            assert_eq!(files(&self.folder.path().join(folder)), Vec::<String>::new(), "{folder}");
+        }
         scan.points.len() - self.before
     }
 

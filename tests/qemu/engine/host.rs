@@ -9,8 +9,8 @@ use std::{
 use driftline::{
     clock,
     engine::{
-        BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedFleecing,
-        RequestedType, RunControl, RunState, Scratch, Settings,
+        BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedDataPath,
+        RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings,
         restore::{self, Overwrite, RestoreRequest},
     },
     ids::{BitmapName, RepositoryId},
@@ -94,6 +94,7 @@ impl Host {
             repository: RepositoryRef { path: self.repository_path(), id: self.id.clone() },
             kind: RequestedType::Full,
             fleecing: RequestedFleecing::Auto,
+            data_path: RequestedDataPath::Auto,
             disks: DiskSelection::default(),
             bandwidth,
             policy: None,

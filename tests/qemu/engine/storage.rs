@@ -19,7 +19,7 @@ use crate::lab::{
 };
 
 /// A file system of its own, gone with the test; none where this user may not mount.
-struct Mount(PathBuf);
+pub(super) struct Mount(PathBuf);
 
 impl Mount {
     fn new(args: &[&str], at: &Path) -> Option<Mount> {
@@ -31,7 +31,7 @@ impl Mount {
         Some(Mount(at.to_owned()))
     }
 
-    fn tmpfs(size: u64, at: &Path) -> Option<Mount> {
+    pub(super) fn tmpfs(size: u64, at: &Path) -> Option<Mount> {
         Mount::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
     }
 
@@ -53,7 +53,7 @@ impl Drop for Mount {
 }
 
 /// Takes every block that is left.
-fn fill_up(folder: &Path) {
+pub(super) fn fill_up(folder: &Path) {
     let path = folder.join("filler");
     let taken =
         Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", path.display())).output().unwrap();
