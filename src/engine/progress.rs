@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    journal::{Record, RecordDisk},
+    journal::{Record, RecordDisk, State},
     request::BackupRequest,
 };
 use crate::{
@@ -148,7 +148,8 @@ impl RunState {
     pub fn follow_record(&mut self, record: &Record) {
         self.start_time = record.started;
         self.attempts = record.attempts;
-        self.checkpoint_time = record.checkpoint_time();
+        // While it is being sent, nobody knows whether there is an instant yet: whoever writes then may still be in it.
+        self.checkpoint_time = record.checkpoint_time().filter(|_| !matches!(record.state, State::Sending { .. }));
         (self.kind, self.type_reason) = common_type(record).unzip();
         let known = std::mem::take(&mut self.disks);
         self.disks = record

@@ -57,6 +57,30 @@ async fn the_point_says_who_what_when_and_why() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn no_instant_is_told_of_before_qemu_has_done_the_transaction() {
+    let host = Host::new(Pace::Manual);
+    let sent = Arc::new(tokio::sync::Notify::new());
+    let notify = sent.clone();
+    let gate = move |passage| {
+        let here = matches!(passage, Passage::Sending("transaction"));
+        if here {
+            notify.notify_one();
+        }
+        !here
+    };
+    let going = host.start(&host.gated(Arc::new(gate)), &host.request("run"));
+    sent.notified().await;
+    // What is written now is in the point: nobody may have been told that it is not.
+    assert_eq!(going.control.state.borrow().checkpoint_time, None);
+    going.task.abort();
+    let _ = going.task.await;
+    let next = host.start(&host.engine(), &host.request("run"));
+    assert!(next.copying().await.checkpoint_time.is_some());
+    host.qemu.finish_jobs();
+    assert_complete(&next.end().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_run_waits_for_the_first_and_says_so() {
     let host = Host::new(Pace::Manual);
     let first = host.start(&host.engine(), &host.request("first"));
