@@ -13,6 +13,7 @@ mod cluster;
 #[path = "../../tests/support/controlplane.rs"]
 mod controlplane;
 mod crowd;
+mod guest;
 mod idle;
 mod increment;
 #[path = "../../tests/support/installation.rs"]
@@ -57,11 +58,12 @@ fn main() {
         let mut chosen = words.iter().filter(|word| !word.starts_with("--")).peekable();
         chosen.peek().is_none() || chosen.any(|word| name.contains(word.as_str()))
     };
-    let benches: [(&str, Bench); 7] = [
+    let benches: [(&str, Bench); 8] = [
         ("backup-large", backup::large),
         ("backup-small", backup::small),
         ("increment-small", increment::small),
         ("increment-sizes", increment::sizes),
+        ("guest-writes", guest::writes),
         ("idle-agent", idle::agent),
         ("cluster-latency", cluster::latency),
         ("crowd-controller", crowd::controller),

@@ -105,7 +105,8 @@ pub struct GuestStatus {
     /// What this QEMU can do that backups make use of.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub capabilities: Vec<String>,
-    /// What is peculiar about this QEMU. `FleecingUnsafe`: its version cannot keep a slow target from slowing the guest down.
+    /// What is peculiar about this QEMU: what its version does to a guest at commands that Driftline therefore never sends it
+    /// (docs/qemu.md has the words), such as `FleecingUnsafe`.
     /// `OwnFileSystem`: it runs in a container, so its points have no command line and no firmware variables.
     /// `FileSystemUnknown`: the same, because the agent cannot see whether it does.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -11,6 +11,7 @@ use super::{
     graph::{GuestFacts, PowerState},
     space,
 };
+use crate::qmp::quirks;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,7 +90,7 @@ pub fn decide(
     if requested == RequestedFleecing::Never {
         return Err(Unfleeced::NotRequested);
     }
-    if !guest.version.at_least(8, 2) {
+    if quirks::FLEECING.is_in(&guest.version) {
         return Err(Unfleeced::FleecingUnsafe);
     }
     if !supported {

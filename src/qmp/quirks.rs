@@ -10,6 +10,63 @@ use serde_json::Value;
 
 use super::{block::BlockDevice, version::Version};
 
+/// What a QEMU does to its guest, or to what is stored of it, at something that others do without a thought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Danger {
+    /// The word that a Guest's status has for it.
+    pub word: &'static str,
+    /// The first version that is measured not to do it; none: the newest measured one does.
+    pub mended_in: Option<(u32, u32)>,
+    /// What happens, as a clause.
+    pub what: &'static str,
+}
+
+impl Danger {
+    /// Whether a QEMU of that version does it.
+    pub fn is_in(&self, version: &Version) -> bool {
+        self.mended_in.is_none_or(|(major, minor)| !version.at_least(major, minor))
+    }
+}
+
+/// A snapshot's block status is that of the disk after a zero write of the guest, so that a job stores zeros.
+pub const FLEECING: Danger = Danger {
+    word: "FleecingUnsafe",
+    mended_in: Some((8, 2)),
+    what: "a snapshot of a disk shows zeros where the guest has written zeros since, and a backup of it stores them",
+};
+const ENABLE: Danger = Danger {
+    word: "EnableCrashes",
+    mended_in: None,
+    what: "enabling a bitmap that does not exist in a transaction crashes QEMU",
+};
+const GROUPED_ENABLE: Danger = Danger {
+    word: "GroupedEnableCrashes",
+    mended_in: Some((8, 2)),
+    what: "enabling a bitmap in a grouped transaction crashes QEMU",
+};
+/// A drive id resolves to the top node, which is a filter while any job runs: bitmaps land on it and vanish, and a
+/// transaction that meets the end of that job aborts QEMU from 7.2 on.
+const DRIVE_ID: Danger = Danger {
+    word: "DriveIdAborts",
+    mended_in: None,
+    what: "a transaction that names a -drive id instead of a node aborts QEMU when another job ends",
+};
+const SAME_DRIVE: Danger = Danger {
+    word: "SameDriveAborts",
+    mended_in: None,
+    what: "setting a device's drive to the node that it already has aborts QEMU",
+};
+const TWO_JOBS: Danger = Danger {
+    word: "TwoJobsAbort",
+    mended_in: Some((10, 0)),
+    what: "two backup jobs of one node have aborted QEMU under load",
+};
+const RESIZE: Danger =
+    Danger { word: "ResizeBelowThrottleAborts", mended_in: None, what: "a resize below a throttle filter aborts QEMU" };
+
+/// All of them. `check` refuses the commands.
+pub const DANGERS: [Danger; 7] = [FLEECING, ENABLE, GROUPED_ENABLE, DRIVE_ID, SAME_DRIVE, TWO_JOBS, RESIZE];
+
 /// What the connection knows about the guest, for the rules that need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Known {
@@ -38,7 +95,7 @@ const NEVER: &[(&str, &str)] = &[
     ("drive-backup", "it truncates an existing target, and addressed by a drive id in a transaction it aborts QEMU"),
     ("blockdev-create", "it truncates an existing file"),
     ("blockdev-snapshot-sync", "it truncates an existing file"),
-    ("block_resize", "a resize below a throttle filter aborts QEMU, and the size of a disk is not ours to change"),
+    ("block_resize", RESIZE.what),
 ];
 
 /// Why a command must not be sent; `Ok` when nothing is known against it.
@@ -53,7 +110,7 @@ pub fn check(version: &Version, command: &str, arguments: &Value, known: &Known)
             let id = path.strip_prefix("/machine/peripheral/").unwrap_or(path);
             match known.drives.get(path).or_else(|| known.drives.get(id)) {
                 Some(has) if text(arguments, "value").is_some_and(|node| node != has) => Ok(()),
-                _ => Err("setting a device's drive to the node that it already has aborts QEMU"),
+                _ => Err(SAME_DRIVE.what),
             }
         }
         "blockdev-backup" => not_by_drive_id(arguments, known),
@@ -79,18 +136,15 @@ fn check_transaction(version: &Version, arguments: &Value, known: &Known) -> Res
             "block-dirty-bitmap-add" => {
                 added.insert(bitmap);
             }
-            "block-dirty-bitmap-enable" if grouped && !version.at_least(8, 2) => {
-                return Err("enabling a bitmap in a grouped transaction crashes QEMU before 8.2");
+            "block-dirty-bitmap-enable" if grouped && GROUPED_ENABLE.is_in(version) => {
+                return Err(GROUPED_ENABLE.what);
             }
             // Asking before whether it is there would not help: somebody could remove it in between.
             "block-dirty-bitmap-enable" if !added.contains(&bitmap) => {
-                return Err(
-                    "enabling a bitmap that does not exist in a transaction crashes QEMU, and this one is not \
-                            added by the same transaction",
-                );
+                return Err(ENABLE.what);
             }
             "blockdev-backup" if !copied.insert(text(data, "device")) => {
-                return Err("two backup jobs of one node have aborted QEMU 7.2 under load");
+                return Err(TWO_JOBS.what);
             }
             _ => {}
         }
@@ -98,12 +152,10 @@ fn check_transaction(version: &Version, arguments: &Value, known: &Known) -> Res
     Ok(())
 }
 
-/// A drive id resolves to the top node, which is a filter while any job runs: bitmaps land on it and vanish, and a
-/// transaction that meets the end of that job aborts QEMU from 7.2 on.
 fn not_by_drive_id(data: &Value, known: &Known) -> Result<(), &'static str> {
     for key in ["node", "device"] {
         if text(data, key).is_some_and(|name| known.drive_ids.contains(name)) {
-            return Err("it names a -drive id instead of a node: such a transaction aborts QEMU when another job ends");
+            return Err(DRIVE_ID.what);
         }
     }
     Ok(())

@@ -2,9 +2,12 @@
 //! `DRIFTLINE_WRITE_GENERATED=1` (`make crds`) the files are written instead of compared. And every word that other
 //! programs may rely on stands in `docs/operations.md`.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Write, fs, path::PathBuf};
 
-use driftline::api::{self, words};
+use driftline::{
+    api::{self, words},
+    qmp::{quirks, version::Version},
+};
 
 fn root(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -41,6 +44,46 @@ fn the_committed_crds_are_what_the_code_gives() {
 #[test]
 fn the_committed_reference_is_what_the_code_gives() {
     compare("docs/reference", api::crds().iter().map(api::reference::page).collect());
+}
+
+/// What works on which QEMU, and what it does to a guest.
+fn qemu_table() -> String {
+    let versions = [(6, 0), (7, 2), (8, 2), (10, 0)].map(|(major, minor)| Version {
+        major,
+        minor,
+        micro: 0,
+        package: String::new(),
+    });
+    let mut text = String::from("|");
+    versions.iter().for_each(|version| write!(text, " | {}.{}", version.major, version.minor).unwrap());
+    text += " |\n| --- | --- | --- | --- | --- |\n";
+    let mut row = |what: &str, cell: &dyn Fn(&Version) -> &'static str| {
+        write!(text, "| {what}").unwrap();
+        versions.iter().for_each(|version| write!(text, " | {}", cell(version)).unwrap());
+        text += " |\n";
+    };
+    let spoken_to = |version: &Version| version.at_least(Version::OLDEST.0, Version::OLDEST.1);
+    row("full, incremental and copy, direct or staged", &|version| if spoken_to(version) { "yes" } else { "refused" });
+    row("fleeced", &|version| if quirks::FLEECING.is_in(version) { "never" } else { "yes" });
+    for danger in quirks::DANGERS {
+        let here = |version: &Version| if danger.is_in(version) { "danger" } else { "mended" };
+        row(&format!("`{}`: {}", danger.word, danger.what), &here);
+    }
+    text
+}
+
+#[test]
+fn the_committed_table_of_qemu_versions_is_what_the_code_gives() {
+    const BEGIN: &str = "<!-- generated: make crds -->\n";
+    let page = root("docs/qemu.md");
+    let stored = fs::read_to_string(&page).unwrap();
+    let (head, rest) = stored.split_once(BEGIN).unwrap();
+    let (_, tail) = rest.split_once("<!-- end -->").unwrap();
+    let wanted = format!("{head}{BEGIN}{}<!-- end -->{tail}", qemu_table());
+    if std::env::var_os("DRIFTLINE_WRITE_GENERATED").is_some() {
+        fs::write(&page, &wanted).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&page).unwrap(), wanted, "run `make crds` and commit it");
 }
 
 #[test]

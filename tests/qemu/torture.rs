@@ -20,6 +20,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::lab::{
+    fuse::Behind,
     machine::{Attach, Disk, Machine, Plan},
     reference::Reference,
 };
@@ -60,6 +61,8 @@ fn whole_lives(log: &Path) -> u64 {
 
 /// One machine with its host and repository.
 struct Torture {
+    /// The server that the repository is behind, in every other life.
+    behind: Option<Behind>,
     folder: tempfile::TempDir,
     machine: Machine,
     seed: u64,
@@ -102,7 +105,9 @@ impl Torture {
             .disk(Disk::raw("c", 2 * MIB + 1024))
             .start();
         let rng = StdRng::seed_from_u64(seed << 32 | life);
+        let behind = (life % 2 == 1).then(|| Behind::new(&folder.path().join("repository"), None));
         Torture {
+            behind,
             folder,
             machine,
             seed,

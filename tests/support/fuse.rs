@@ -26,6 +26,13 @@ impl Behind {
         Behind::between(&behind, folder, rate)
     }
 
+    /// Answers again after its end, as another one.
+    pub fn revive(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        let behind = self.at.with_extension("behind");
+        *self = Behind::between(&behind, &self.at, None);
+    }
+
     /// Shows what is in `behind` at `folder`.
     pub fn between(behind: &Path, folder: &Path, rate: Option<u64>) -> Behind {
         let server = Guarded::start("bindfs", |command| {

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod fuse;
 pub mod machine;
 pub mod monitor;
+pub mod mount;
 pub mod netns;
 pub mod proxy;
 pub mod proxy_rules;

@@ -54,6 +54,10 @@ pub struct WriterState {
     pub errors: u64,
     /// The slowest write since the last answer.
     pub slowest: Duration,
+    /// Within which half of them were done.
+    pub half: Duration,
+    /// Within which 999 of 1000 were done.
+    pub p999: Duration,
 }
 
 /// The guest's serial console, on which the writer takes its words.
@@ -141,5 +145,7 @@ fn parse(line: &str) -> WriterState {
         writes: number("writes"),
         errors: number("errors"),
         slowest: Duration::from_millis(number("maxlat_ms")),
+        half: Duration::from_micros(number("p50_us")),
+        p999: Duration::from_micros(number("p999_us")),
     }
 }

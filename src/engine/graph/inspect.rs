@@ -11,6 +11,7 @@ use crate::{
             QomGet, QomList, QueryBlock, QueryBlockGraph, QueryName, QueryNamedBlockNodes, QueryStatus, QueryUuid,
         },
         process::FileSystem,
+        quirks::DANGERS,
     },
 };
 
@@ -32,13 +33,13 @@ pub async fn inspect(client: &Client) -> Result<GuestFacts, EngineError> {
 }
 
 fn quirks(client: &Client) -> Vec<String> {
-    let fleecing = (!client.version().at_least(8, 2)).then_some("FleecingUnsafe");
+    let dangers = DANGERS.iter().filter(|danger| danger.is_in(client.version())).map(|danger| danger.word);
     let files = match client.file_system() {
         FileSystem::Host => None,
         FileSystem::Own => Some("OwnFileSystem"),
         FileSystem::Unknown => Some("FileSystemUnknown"),
     };
-    [fleecing, files].into_iter().flatten().map(str::to_owned).collect()
+    dangers.chain(files).map(str::to_owned).collect()
 }
 
 fn capabilities(client: &Client) -> Vec<String> {

@@ -8,11 +8,12 @@ use driftline::{
     engine::{BackupRequest, Phase, RequestedDataPath, RequestedFleecing, RunState, Scratch},
 };
 
-use super::{Going, Host, MIB, assert_clean, assert_complete, fill, host::files, storage::Mount, varied, zero};
+use super::{Going, Host, MIB, assert_clean, assert_complete, fill, host::files, varied, zero};
 use crate::lab::{
     child::wait_for,
     fuse::Behind,
     machine::{Disk, Machine, Plan},
+    mount::{Mount, fill_up},
     reference::Reference,
 };
 
@@ -192,7 +193,7 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
             Trouble::Slow => {}
             Trouble::Hung => behind.hang(),
             Trouble::Dead => behind.kill(),
-            Trouble::Full => super::storage::fill_up(&storage),
+            Trouble::Full => fill_up(&storage),
         }
         // The copy ends without the repository, whatever that does.
         going.reach_past(Phase::Copying).await;

@@ -1,11 +1,7 @@
 //! The engine against file systems that misbehave under it: one that somebody fills up, one that loses what was
 //! written, a repository that is moved away, descriptors that QEMU keeps.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, process::Command};
 
 use driftline::engine::Phase;
 
@@ -15,50 +11,9 @@ use super::{
 };
 use crate::lab::{
     machine::{Disk, Format, Machine, Plan, run},
+    mount::{Mount, fill_up},
     reference::Reference,
 };
-
-/// A file system of its own, gone with the test; none where this user may not mount.
-pub(super) struct Mount(PathBuf);
-
-impl Mount {
-    fn new(args: &[&str], at: &Path) -> Option<Mount> {
-        if !rustix::process::geteuid().is_root() {
-            return None;
-        }
-        fs::create_dir_all(at).unwrap();
-        run(Command::new("mount").args(args).arg(at));
-        Some(Mount(at.to_owned()))
-    }
-
-    pub(super) fn tmpfs(size: u64, at: &Path) -> Option<Mount> {
-        Mount::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
-    }
-
-    /// An ext4 in a file.
-    fn ext4(image: &Path, size: u64, at: &Path) -> Option<Mount> {
-        fs::File::create(image).and_then(|file| file.set_len(size)).unwrap();
-        run(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(image));
-        // Written in whole, and not only sized: what ext4 promises must not fail below it.
-        fs::write(image, fs::read(image).unwrap()).unwrap();
-        Mount::new(&["-o", "loop", image.to_str().unwrap()], at)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Lazily: a machine that the failed test still holds may have files open.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-/// Takes every block that is left.
-pub(super) fn fill_up(folder: &Path) {
-    let path = folder.join("filler");
-    let taken =
-        Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", path.display())).output().unwrap();
-    assert!(String::from_utf8_lossy(&taken.stderr).contains("No space left"), "{taken:?}");
-}
 
 /// Bytes of files without a name that the machine's QEMU keeps open.
 fn unnamed_bytes(machine: &Machine) -> u64 {

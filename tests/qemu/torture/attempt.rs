@@ -26,16 +26,22 @@ enum Fault {
     Interrupt,
     /// QEMU ends cleanly.
     Quit,
+    /// The repository's server gives no answer for a while.
+    Hang,
+    /// It is killed, and another one takes its place.
+    Sever,
 }
 
 /// Half of the runs go well.
-const FAULTS: [(u32, Fault); 6] = [
+const FAULTS: [(u32, Fault); 8] = [
     (50, Fault::None),
     (14, Fault::KillCommand),
     (10, Fault::KillMachine),
     (8, Fault::KillBoth),
     (10, Fault::Interrupt),
     (8, Fault::Quit),
+    (8, Fault::Hang),
+    (8, Fault::Sever),
 ];
 
 impl Torture {
@@ -45,13 +51,17 @@ impl Torture {
             *["Auto", "Auto", "Auto", "Auto", "Auto", "Full", "Incremental", "Copy"].choose(&mut self.rng).unwrap();
         let bandwidth = *["", "16Mi", "4Mi"].choose(&mut self.rng).unwrap();
         let fleecing = *["Auto", "Always", "Never"].choose(&mut self.rng).unwrap();
-        let (_, fault) = *FAULTS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap();
+        let path = *["Auto", "Auto", "Staged"].choose(&mut self.rng).unwrap();
+        let fault = match FAULTS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap().1 {
+            Fault::Hang | Fault::Sever if self.behind.is_none() => Fault::None,
+            fault => fault,
+        };
         let after = Duration::from_millis(self.rng.random_range(0..600));
         let recovers = self.rng.random_ratio(2, 3);
-        self.deeds.push(format!("{kind} {bandwidth} {fleecing} {fault:?} {after:?} {recovers}"));
+        self.deeds.push(format!("{kind} {bandwidth} {fleecing} {path} {fault:?} {after:?} {recovers}"));
         // Those of a run that was cut off are finished first.
         let earlier = self.jobs();
-        let (mut child, began) = (self.start(kind, bandwidth, fleecing), Instant::now());
+        let (mut child, began) = (self.start(kind, bandwidth, fleecing, path), Instant::now());
         let mut going = false;
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
@@ -94,12 +104,12 @@ impl Torture {
         jobs.as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap().to_owned()).collect()
     }
 
-    fn start(&self, kind: &str, bandwidth: &str, fleecing: &str) -> Child {
+    fn start(&self, kind: &str, bandwidth: &str, fleecing: &str, path: &str) -> Child {
         let file = |name: &str| std::fs::File::create(self.folder.path().join(name)).unwrap();
         let (qmp, repository) = (self.machine.qmp().display().to_string(), self.path("repository"));
         let mut command = self.command();
         command.args(["backup", "--qmp", &qmp, "--repository", &repository, "--name", "g", "--type", kind]);
-        command.args(["--fleecing", fleecing]);
+        command.args(["--fleecing", fleecing, "--data-path", path]);
         command.args(["-o", "json", "--quiet"]).stdout(file("stdout")).stderr(file("stderr")).process_group(0);
         if !bandwidth.is_empty() {
             command.args(["--bandwidth", bandwidth]);
@@ -127,6 +137,16 @@ impl Torture {
             }
             Fault::Interrupt => signal(Signal::INT),
             Fault::Quit => self.machine.quit(),
+            Fault::Hang | Fault::Sever => {
+                let Some(behind) = &mut self.behind else { return };
+                if fault == Fault::Hang {
+                    behind.hang()
+                } else {
+                    behind.kill()
+                }
+                std::thread::sleep(Duration::from_millis(300));
+                if fault == Fault::Hang { behind.go_on() } else { behind.revive() }
+            }
         }
     }
 
@@ -135,10 +155,12 @@ impl Torture {
         let context = format!("{:?}: {status:?} {said}", self.deeds);
         let complete = status == Some(0);
         let reason = said["error"]["reason"].as_str().unwrap_or_default();
-        let impossible = kind == "Incremental" && reason == "IncrementalImpossible" || reason == "FleecingUnsafe";
+        // What is staged leaves too little of the scratch folder for a fleece.
+        let impossible = kind == "Incremental" && reason == "IncrementalImpossible"
+            || ["FleecingUnsafe", "ScratchFull"].contains(&reason);
         // The guest has overwritten more than the scratch could take: the run fails, and nothing is lost.
         let broken = reason == "SnapshotBroken";
-        assert!(complete || fault != Fault::None || impossible || broken, "{context}");
+        assert!(complete || !matches!(fault, Fault::None | Fault::Hang) || impossible || broken, "{context}");
         if !complete {
             // Whether a point was made is seen in the repository. It may be the base of the next run, or not.
             if !impossible && !broken {

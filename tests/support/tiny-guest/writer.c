@@ -8,7 +8,8 @@
 //   go     -> WRITER going ...
 //   gently -> WRITER going ...     some ten writes a second
 //   status -> WRITER status ...
-// Each answer carries writes= errors= errno= maxlat_ms= (since the last answer). Starts stopped, with WRITER ready.
+// Each answer carries writes= errors= errno=, and of the time that writes took since the last answer maxlat_ms= p50_us= p999_us=
+// (the last two to an eighth). Starts stopped, with WRITER ready.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -22,11 +23,14 @@
 #include <time.h>
 #include <unistd.h>
 
+// Buckets of a histogram of microseconds, eight for each doubling.
+enum { FINE = 8, BUCKETS = 64 * FINE };
 enum { MAX_DEVICES = 8, MAX_BLOCK = 65536, UNIT = 4096, PACE_US = 500, GENTLE_US = 100000 };
 
 static uint64_t writes, errors;
 static int last_errno;
 static double slowest;
+static uint64_t took_us[BUCKETS];
 
 static double now(void) {
     struct timespec t;
@@ -40,11 +44,32 @@ static uint64_t noise(void) {
     return x;
 }
 
+static unsigned bucket(uint64_t us) {
+    if (us < FINE) return us;
+    int doublings = 63 - __builtin_clzll(us);
+    return (doublings - 2) * FINE + ((us >> (doublings - 3)) & (FINE - 1));
+}
+
+static uint64_t end_of(unsigned bucket) {
+    return bucket < FINE ? bucket + 1 : (uint64_t)(FINE + bucket % FINE + 1) << (bucket / FINE - 1);
+}
+
+// The time within which so many thousandths of the writes were done.
+static unsigned long long quantile(unsigned thousandths) {
+    uint64_t all = 0, seen = 0;
+    for (unsigned i = 0; i < BUCKETS; i++) all += took_us[i];
+    for (unsigned i = 0; i < BUCKETS; i++)
+        if ((seen += took_us[i]) * 1000 >= all * thousandths && seen) return end_of(i);
+    return 0;
+}
+
 static void answer(const char *word) {
-    printf("WRITER %s writes=%llu errors=%llu errno=%d maxlat_ms=%.0f\n", word, (unsigned long long)writes,
-           (unsigned long long)errors, last_errno, slowest * 1000);
+    printf("WRITER %s writes=%llu errors=%llu errno=%d maxlat_ms=%.0f p50_us=%llu p999_us=%llu\n", word,
+           (unsigned long long)writes, (unsigned long long)errors, last_errno, slowest * 1000, quantile(500),
+           quantile(999));
     fflush(stdout);
     slowest = 0;
+    memset(took_us, 0, sizeof took_us);
 }
 
 static void write_once(int fd, uint64_t size, unsigned char *block) {
@@ -64,6 +89,7 @@ static void write_once(int fd, uint64_t size, unsigned char *block) {
     writes++;
     double took = now() - start;
     if (took > slowest) slowest = took;
+    took_us[bucket(took * 1e6)]++;
 }
 
 int main(int count, char **names) {

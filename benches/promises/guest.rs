@@ -1,0 +1,180 @@
+//! What a guest's own writes take while it is backed up to a repository in trouble, beside what they take without a backup, and
+//! beside a plain job of QEMU straight to the same repository.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    Row,
+    lab::{
+        fuse::Behind,
+        machine::{Disk, Machine, Plan, run},
+        mount::{Mount, fill_up},
+        tiny_guest::WriterState,
+    },
+};
+
+const MIB: u64 = 1 << 20;
+/// At a bandwidth of an eighth of it, each copy lasts some eight seconds.
+const SIZE: u64 = 24 * MIB;
+/// How long the guest's writes are looked at.
+const LOOK: Duration = Duration::from_secs(8);
+
+/// What happens to the repository meanwhile.
+#[derive(Clone, Copy, PartialEq)]
+enum Trouble {
+    Slow,
+    Hung,
+    Dead,
+    Full,
+}
+
+/// The longest write is at most a second, and the 999 fastest of 1000 at most three times what they are without a backup.
+pub fn writes(quick: bool) -> Vec<Row> {
+    let look = if quick { LOOK / 8 } else { LOOK };
+    let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let disk = folder.path().join("disk0.raw");
+    let machine = Plan::new().disk(Disk::raw("disk0", SIZE).at(&disk)).linux().start();
+    machine.console().wait_until_up();
+    machine.console().go();
+    std::thread::sleep(look);
+    let idle = watch(&machine, look);
+    let version = &machine.execute("query-version", json!({}))["qemu"];
+    let version = format!("{}.{}", version["major"], version["minor"]);
+    let mut rows = vec![Row::reported(&format!("Guest's writes on QEMU {version}, no backup"), shown(&idle))];
+    rows.push(Row::reported(
+        "  a plain job straight to a repository of 1 MiB/s",
+        shown(&plain(&machine, folder.path(), look)),
+    ));
+    for (trouble, what) in [
+        (Trouble::Slow, "that takes 1 MiB/s"),
+        (Trouble::Hung, "that hangs"),
+        (Trouble::Dead, "whose server is killed"),
+        (Trouble::Full, "that is full"),
+    ] {
+        let place = folder.path().join(what.replace([' ', '/'], "-"));
+        let found = staged(&machine, &place, trouble, look);
+        rows.extend(judged(&format!("  staged, to a repository {what}"), &found, &idle));
+    }
+    if machine.execute("query-version", json!({}))["qemu"]["major"].as_u64() >= Some(9) {
+        let found = fleeced(&machine, &folder.path().join("fleeced"), look);
+        rows.extend(judged("  fleeced, to a local repository", &found, &idle));
+    }
+    let begin = Instant::now();
+    machine.console().stop();
+    machine.execute("stop", json!({}));
+    rows.push(Row::reported(
+        "  a stop of the machine, its writer stopped before",
+        format!("{:.0} ms", begin.elapsed().as_secs_f64() * 1e3),
+    ));
+    rows
+}
+
+fn shown(state: &WriterState) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    format!("p50 {:.1} p99.9 {:.1} max {:.0} ms", ms(state.half), ms(state.p999), ms(state.slowest))
+}
+
+fn judged(what: &str, found: &WriterState, idle: &WriterState) -> Vec<Row> {
+    let times = found.p999.as_secs_f64() / idle.p999.as_secs_f64();
+    let met = found.slowest <= Duration::from_secs(1) && times <= 3.0 && found.errors == 0;
+    let measured = format!("{}, p99.9 {times:.2} times, {} errors", shown(found), found.errors);
+    vec![Row::promised(what, measured, "max 1 s, p99.9 3 times, no error", met)]
+}
+
+fn watch(machine: &Machine, look: Duration) -> WriterState {
+    machine.console().status();
+    std::thread::sleep(look);
+    machine.console().status()
+}
+
+/// What a person would do by hand, and what it does to the guest.
+fn plain(machine: &Machine, folder: &Path, look: Duration) -> WriterState {
+    let place = folder.join("plain");
+    std::fs::create_dir(&place).unwrap();
+    let _behind = Behind::new(&place, Some(MIB));
+    let target = place.join("plain.qcow2");
+    run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&target).arg(SIZE.to_string()));
+    let file = json!({ "driver": "file", "filename": target });
+    machine.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": "plain", "file": file }));
+    let job =
+        json!({ "job-id": "plain", "device": "fmt-disk0", "target": "plain", "sync": "full", "auto-dismiss": false });
+    machine.execute("blockdev-backup", job);
+    let found = watch(machine, look);
+    machine.execute("job-cancel", json!({ "id": "plain" }));
+    while machine.execute("query-jobs", json!({}))[0]["status"] != "concluded" {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    machine.execute("job-dismiss", json!({ "id": "plain" }));
+    machine.execute("blockdev-del", json!({ "node-name": "plain" }));
+    found
+}
+
+fn staged(machine: &Machine, place: &Path, trouble: Trouble, look: Duration) -> WriterState {
+    let (host, repository) = host(place);
+    let storage = repository.with_extension("behind");
+    // Room for the run as it is promised, which somebody else takes meanwhile.
+    let mount = (trouble == Trouble::Full).then(|| Mount::tmpfs(64 * MIB, &storage));
+    let mut behind = match mount {
+        Some(_) => Behind::between(&storage, &repository, None),
+        None => Behind::new(&repository, (trouble == Trouble::Slow).then_some(MIB)),
+    };
+    let mut backup = backup(machine, &host, &repository, &[]);
+    wait_for_job(machine);
+    match trouble {
+        Trouble::Slow => {}
+        Trouble::Hung => behind.hang(),
+        Trouble::Dead => behind.kill(),
+        Trouble::Full => fill_up(&storage),
+    }
+    let found = watch(machine, look);
+    match trouble {
+        Trouble::Slow => {}
+        Trouble::Hung => behind.go_on(),
+        Trouble::Dead => behind.revive(),
+        Trouble::Full => std::fs::remove_file(storage.join("filler")).unwrap(),
+    }
+    assert!(backup.wait().unwrap().success());
+    found
+}
+
+fn fleeced(machine: &Machine, place: &Path, look: Duration) -> WriterState {
+    let (host, repository) = host(place);
+    let mut backup = backup(machine, &host, &repository, &["--fleecing", "Always"]);
+    wait_for_job(machine);
+    let found = watch(machine, look);
+    assert!(backup.wait().unwrap().success());
+    found
+}
+
+/// The configuration of a host of its own, with a scratch folder, and a repository's folder.
+fn host(place: &Path) -> (PathBuf, PathBuf) {
+    let (repository, scratch) = (place.join("repository"), place.join("scratch"));
+    std::fs::create_dir_all(&repository).unwrap();
+    std::fs::create_dir(&scratch).unwrap();
+    let line = |key: &str, path: &Path| format!("{key} = {:?}\n", path.to_str().unwrap());
+    let mut text = line("state", &place.join("state")) + &line("locks", &place.join("locks"));
+    text += &format!("reserve = \"1Mi\"\nrepositoryRoots = [{:?}]\n", place.to_str().unwrap());
+    text += &format!("[scratch]\nbudget = \"1Gi\"\n{}", line("directory", &scratch));
+    let config = place.join("host.toml");
+    std::fs::write(&config, text).unwrap();
+    (config, repository)
+}
+
+fn backup(machine: &Machine, host: &Path, repository: &Path, more: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
+    command.args(["backup", "--quiet", "--type", "Full", "--bandwidth", &(SIZE / 8).to_string()]).args(more);
+    command.arg("--qmp").arg(machine.qmp()).arg("--repository").arg(repository);
+    command.env("DRIFTLINE_CONFIG", host).stdin(Stdio::null()).spawn().unwrap()
+}
+
+fn wait_for_job(machine: &Machine) {
+    while machine.execute("query-jobs", json!({})).as_array().unwrap().is_empty() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
