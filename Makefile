@@ -100,6 +100,7 @@ soak:
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))
+	stage "stopped at every single step" $(cargo_test) --quiet --test it crashes
 	round=0
 	while [ "$$(date +%s)" -lt "$$until" ]; do
 		round=$$((round + 1))

@@ -1,4 +1,5 @@
-//! Stopped at every act, and failed at every command and file operation.
+//! Stopped at every act, and failed at every command and file operation. Of a staged run it is every fifth one, and every one
+//! in `make soak`.
 
 use std::sync::{
     Arc,
@@ -17,8 +18,13 @@ use super::host::{Counter, Host, Start, assert_complete};
 const STARTS: [Start; 3] = [Start::First, Start::Continued, Start::Staged];
 
 /// Does `act` for each number, a few at a time: much of a run is waiting for `qemu-img`.
-async fn each<F: Future<Output = ()> + Send + 'static>(numbers: std::ops::Range<usize>, act: impl Fn(usize) -> F) {
-    futures::stream::iter(numbers.map(|number| tokio::spawn(act(number))))
+async fn each<F: Future<Output = ()> + Send + 'static>(
+    start: Start,
+    numbers: std::ops::Range<usize>,
+    act: impl Fn(usize) -> F,
+) {
+    let step = if start == Start::Staged && std::env::var_os("DRIFTLINE_SOAK").is_none() { 5 } else { 1 };
+    futures::stream::iter(numbers.step_by(step).map(|number| tokio::spawn(act(number))))
         .buffer_unordered(4)
         .for_each(|done| async move { done.unwrap() })
         .await;
@@ -38,7 +44,7 @@ async fn stopped_at_any_act(start: Start) {
     let acts = counter.count();
     assert!(acts > 80, "only {acts} acts pass the gate");
 
-    each(0..acts, move |stop_at| async move {
+    each(start, 0..acts, move |stop_at| async move {
         let host = Host::begun(start, Pace::AtOnce).await;
         let disks = host.disks();
         let counter = Counter::new(stop_at);
@@ -100,7 +106,7 @@ async fn a_connection_that_ends_at_any_command_changes_nothing() {
         let before = host.qemu.log().len();
         assert_complete(&host.run("run").await);
         let commands = host.qemu.log().len() - before;
-        each(1..commands + 1, move |command| {
+        each(start, 1..commands + 1, move |command| {
             let fault = fault.clone();
             async move {
                 let host = Host::begun(start, Pace::AtOnce).await;
@@ -133,7 +139,7 @@ async fn qemu_that_is_killed_at_any_command_leaves_a_whole_point_or_none() {
         assert_complete(&host.run("run").await);
         let log = host.qemu.log().split_off(before);
         let flushed = log.iter().rposition(|logged| logged.command == "remove-fd").unwrap() + 1;
-        each(1..log.len() + 1, move |command| {
+        each(start, 1..log.len() + 1, move |command| {
             let fault = fault.clone();
             async move {
                 let mut host = Host::begun(start, Pace::AtOnce).await;
@@ -171,7 +177,7 @@ async fn failing_at_any_operation(start: Start) {
     let (seen, gate) = count(usize::MAX, false);
     assert_complete(&host.start(&host.failing(gate), &host.request("run")).end().await);
     let operations = seen.load(Ordering::SeqCst);
-    each(0..2 * operations, move |number| {
+    each(start, 0..2 * operations, move |number| {
         let (at, breaks) = (number / 2, number % 2 == 1);
         async move {
             let host = Host::begun(start, Pace::AtOnce).await;
