@@ -29,6 +29,9 @@ pub use self::{
     script::{Fault, Logged, Pace, Setup, When},
 };
 
+/// The error class of what makes the real QEMU abort: the scripted one is killed by it.
+const ABORTED: &str = "Aborted";
+
 /// A scripted QEMU. Dropping it kills it.
 #[derive(Debug)]
 pub struct FakeQemu {

@@ -1,6 +1,6 @@
 //! The answers of a scripted QEMU to questions, in the shape of QEMU 7.2.22.
 
-use std::os::unix::fs::MetadataExt;
+use std::{os::unix::fs::MetadataExt, sync::LazyLock};
 
 use serde_json::{Value, json};
 
@@ -41,6 +41,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("quit", &[]),
     ("qom-list", &["path"]),
     ("qom-get", &["path", "property"]),
+    ("qom-set", &["path", "property", "value"]),
     ("human-monitor-command", &["command-line", "cpu-index"]),
 ];
 const EVENTS: &[&str] = &[
@@ -77,7 +78,7 @@ impl Model {
             "query-jobs" => self.job_list(),
             "query-block-jobs" => self.block_job_list(),
             "query-fdsets" => self.fdset_list(),
-            "query-qmp-schema" => schema(),
+            "query-qmp-schema" => SCHEMA.clone(),
             "qom-list" => self.qom_list(text(arguments, "path")?)?,
             "qom-get" => self.qom_get(text(arguments, "path")?, text(arguments, "property")?)?,
             _ => return Err(("CommandNotFound".to_owned(), format!("The command {command} has not been found"))),
@@ -236,7 +237,7 @@ impl Model {
         }
     }
 
-    fn qom_device(&self, path: &str) -> Result<&Device, Refusal> {
+    pub(super) fn qom_device(&self, path: &str) -> Result<&Device, Refusal> {
         let id = path.trim_start_matches("/machine/peripheral/").trim_end_matches("/virtio-backend");
         match self.devices.iter().find(|device| device.id == id) {
             Some(device) => Ok(device),
@@ -245,13 +246,14 @@ impl Model {
     }
 }
 
-fn schema() -> Value {
+/// Built once: it is asked for by each connection.
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let mut entities = Vec::new();
     for (at, (command, arguments)) in COMMANDS.iter().enumerate() {
         let members: Value = arguments.iter().map(|name| json!({"name": name, "type": "str"})).collect();
         let mut object = json!({"name": format!("a{at}"), "members": members, "meta-type": "object"});
         if *command == "blockdev-add" {
-            let drivers = ["copy-before-write", "file", "qcow2", "raw", "throttle"];
+            let drivers = ["copy-before-write", "file", "qcow2", "raw", "snapshot-access", "throttle"];
             object["tag"] = json!("driver");
             object["variants"] = drivers.iter().map(|driver| json!({"case": driver, "type": "0"})).collect();
         }
@@ -264,4 +266,4 @@ fn schema() -> Value {
         json!({"name": format!("p{at}"), "members": members, "meta-type": "object"})
     }));
     Value::Array(entities)
-}
+});

@@ -66,7 +66,7 @@ pub(super) fn bitmaps(file: &File) -> io::Result<Vec<StoredBitmap>> {
                 offset => read(file, offset, cluster)?,
             };
             let set = |bit: &u64| content[usize::try_from(bit / 8).unwrap_or(0)] >> (bit % 8) & 1 == 1;
-            marked.extend((0..cluster * 8).filter(set).map(|bit| first + bit).filter(|bit| *bit < bits));
+            marked.extend((0..bits.saturating_sub(first).min(cluster * 8)).filter(set).map(|bit| first + bit));
         }
         found.push((name, granularity, marked));
         at += (24 + extra + name_length).next_multiple_of(8);

@@ -1,6 +1,8 @@
 //! What a scripted QEMU is made of - disks, nodes, bitmaps, jobs, descriptors - and how they change. Its words are
 //! those of QEMU 7.2.22, captured.
 
+mod bitmaps;
+mod fleece;
 mod jobs;
 mod nodes;
 
@@ -252,6 +254,7 @@ impl Model {
                 self.job_cancel(arguments).map(|cancelled| Answer { value: json!({}), cancelled, ..Answer::default() })
             }
             "block-job-set-speed" => self.set_speed(arguments),
+            "qom-set" => self.qom_set(arguments),
             "human-monitor-command" => Ok(json!("").into()),
             "quit" => Ok(json!({}).into()),
             _ if command.starts_with("block-dirty-bitmap-") => self.bitmap_command(command, arguments),

@@ -51,6 +51,12 @@ impl Setup {
         self
     }
 
+    /// Of another version.
+    pub fn version(mut self, major: u32, minor: u32) -> Setup {
+        self.version = (major, minor, 0);
+        self
+    }
+
     /// With another UUID.
     pub fn uuid(mut self, uuid: &str) -> Setup {
         uuid.clone_into(&mut self.uuid);

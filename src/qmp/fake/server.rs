@@ -12,9 +12,9 @@ use std::{
 };
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::{Connection, Fault, Inner, Logged, Pace, model::Answer};
+use super::{ABORTED, Connection, Fault, Inner, Logged, Pace, model::Answer};
 use crate::qmp::wire::{Lines, MAX_LINE};
 
 /// Serves clients, one after the other, until QEMU is gone.
@@ -115,16 +115,27 @@ fn take(inner: &Arc<Inner>, connection: usize, line: &[u8], passed: &mut Option<
             result
         }
     };
+    if matches!(&result, Err((class, _)) if class == ABORTED) {
+        drop(state);
+        inner.kill(false);
+        return Err(cut());
+    }
     if let (Ok(_), Some(logged)) = (&result, state.log.last_mut()) {
         logged.done = true;
     }
     let (mut reply, started, cancelled) = match result {
-        Ok(Answer { value, started, cancelled }) => (json!({"return": value}), started, cancelled),
-        Err((class, desc)) => (json!({"error": {"class": class, "desc": desc}}), Vec::new(), Vec::new()),
+        Ok(Answer { value, started, cancelled }) => {
+            (Map::from_iter([("return".to_owned(), value)]), started, cancelled)
+        }
+        Err((class, desc)) => {
+            let error = json!({"class": class, "desc": desc});
+            (Map::from_iter([("error".to_owned(), error)]), Vec::new(), Vec::new())
+        }
     };
     if let Some(id) = request.get("id") {
-        reply["id"] = id.clone();
+        reply.insert("id".to_owned(), id.clone());
     }
+    let reply = Value::Object(reply);
     let mut stays = true;
     match fault {
         Some(Fault::CutAfter) => {

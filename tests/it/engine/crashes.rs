@@ -1,5 +1,6 @@
-//! Stopped at every act, and failed at every command and file operation. Of a staged run it is every fifth one, and every one
-//! in `make soak`.
+//! Stopped at every act, and failed at every command and file operation: one, two and three disks, full and incremental,
+//! direct, staged and fleeced, cancelled and not. In `make soak` that is each step of each. In `make test` it is every
+//! second act of an increment of two disks, and of all else some, that are others for each shape.
 
 use std::sync::{
     Arc,
@@ -13,39 +14,58 @@ use driftline::{
     qmp::fake::{Fault, Pace, When},
 };
 
-use super::host::{Counter, Host, Start, assert_complete};
+use super::host::{Counter, Going, Host, Shape, assert_complete};
 
-const STARTS: [Start; 3] = [Start::First, Start::Continued, Start::Staged];
+/// Of how many steps `make test` takes one, for the shape that it looks at closely and for the others.
+#[derive(Clone, Copy)]
+struct Stride(usize, usize);
+
+const EACH: Stride = Stride(2, 89);
+const SOME: Stride = Stride(7, 89);
 
 /// Does `act` for each number, a few at a time: much of a run is waiting for `qemu-img`.
 async fn each<F: Future<Output = ()> + Send + 'static>(
-    start: Start,
+    Stride(closely, others): Stride,
+    shape: Shape,
     numbers: std::ops::Range<usize>,
     act: impl Fn(usize) -> F,
 ) {
-    let step = if start == Start::Staged && std::env::var_os("DRIFTLINE_SOAK").is_none() { 5 } else { 1 };
-    futures::stream::iter(numbers.step_by(step).map(|number| tokio::spawn(act(number))))
+    let stride = match shape {
+        _ if soaks() => 1,
+        Shape::CONTINUED => closely,
+        _ => others,
+    };
+    let first = position(shape) * 17 % stride;
+    futures::stream::iter(numbers.skip(first).step_by(stride).map(|number| tokio::spawn(act(number))))
         .buffer_unordered(4)
         .for_each(|done| async move { done.unwrap() })
         .await;
 }
 
+fn soaks() -> bool {
+    std::env::var_os("DRIFTLINE_SOAK").is_some()
+}
+
+fn position(shape: Shape) -> usize {
+    Shape::all().iter().position(|one| *one == shape).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_stopped_at_any_act_is_followed_by_one_that_ends_the_run() {
-    for start in STARTS {
-        stopped_at_any_act(start).await;
+    for shape in Shape::all() {
+        stopped_at_any_act(shape).await;
     }
 }
 
-async fn stopped_at_any_act(start: Start) {
-    let host = Host::begun(start, Pace::AtOnce).await;
+async fn stopped_at_any_act(shape: Shape) {
+    let host = Host::begun(shape, Pace::AtOnce).await;
     let counter = Counter::new(usize::MAX);
     assert_complete(&host.start(&host.gated(counter.gate()), &host.request("run")).end().await);
     let acts = counter.count();
-    assert!(acts > 80, "only {acts} acts pass the gate");
+    assert!(acts > 60, "only {acts} acts pass the gate");
 
-    each(start, 0..acts, move |stop_at| async move {
-        let host = Host::begun(start, Pace::AtOnce).await;
+    each(EACH, shape, 0..acts, move |stop_at| async move {
+        let host = Host::begun(shape, Pace::AtOnce).await;
         let disks = host.disks();
         let counter = Counter::new(stop_at);
         let going = host.start(&host.gated(counter.gate()), &host.request("run"));
@@ -59,8 +79,8 @@ async fn stopped_at_any_act(start: Start) {
         assert!(!ended || stop_at + 8 > acts, "the run ended before act {stop_at} of {acts}");
         let state = host.run("run").await;
         assert_complete(&state);
-        assert_eq!(host.transactions(), 1, "stopped at {stop_at}");
-        assert_eq!(host.assert_tidy(), 1, "stopped at {stop_at}");
+        assert_eq!(host.starts(), 1, "{shape:?} stopped at {stop_at}");
+        assert_eq!(host.assert_tidy(), 1, "{shape:?} stopped at {stop_at}");
         host.assert_clean(host.bitmaps());
         host.assert_stored(&state, &disks);
         host.assert_next_is_exact().await;
@@ -69,9 +89,65 @@ async fn stopped_at_any_act(start: Start) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_run_that_is_stopped_at_any_act_leaves_nothing() {
+    for shape in Shape::all() {
+        cancelled_at_any_act(shape).await;
+    }
+}
+
+async fn cancelled_at_any_act(shape: Shape) {
+    let host = Host::begun(shape, Pace::Manual).await;
+    let counter = Counter::new(usize::MAX);
+    let going = host.start(&host.gated(counter.gate()), &host.request("run"));
+    cancel(&going).await;
+    let state = going.end().await;
+    assert_eq!(state.phase, Phase::Cancelled, "{}: {}", state.reason, state.message);
+    let acts = counter.count();
+
+    each(SOME, shape, 0..acts, move |stop_at| async move {
+        let host = Host::begun(shape, Pace::Manual).await;
+        let disks = host.disks();
+        let counter = Counter::new(stop_at);
+        let going = host.start(&host.gated(counter.gate()), &host.request("run"));
+        let stopped = tokio::select! {
+            () = counter.stopped() => true,
+            () = cancel(&going) => false,
+        };
+        going.task.abort();
+        let _ = going.task.await;
+        host.qemu.set_pace(Pace::AtOnce);
+        host.qemu.finish_jobs();
+        let state = host.run("run").await;
+        let text = format!("{shape:?} stopped at {stop_at}, {stopped}: {} {}", state.reason, state.message);
+        let points = host.assert_tidy();
+        if state.phase == Phase::Complete {
+            // The cancel went with the engine that it was said to.
+            assert!(stopped && points == 1, "{text}");
+            host.assert_clean(host.bitmaps());
+            host.assert_stored(&state, &disks);
+        } else {
+            assert!(state.phase == Phase::Cancelled && points == 0, "{text}");
+            host.assert_clean(2 * host.before);
+        }
+        host.assert_next_is_exact().await;
+    })
+    .await;
+}
+
+/// Cancels a run once it copies, and waits for its end.
+async fn cancel(going: &Going) {
+    going.reach(|state| state.phase == Phase::Copying).await;
+    going.control.cancel.cancel();
+    going.reach_end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
-    for (step, start) in [3, 7, 11, 17, 29].into_iter().flat_map(|step| STARTS.map(|start| (step, start))) {
-        let host = Host::begun(start, Pace::AtOnce).await;
+    const STEPS: [usize; 5] = [3, 7, 11, 17, 29];
+    let all = Shape::all().into_iter().flat_map(|shape| STEPS.map(|step| (shape, step)));
+    let some = Shape::all().into_iter().step_by(3).zip(STEPS.into_iter().cycle());
+    for (shape, step) in if soaks() { all.collect::<Vec<_>>() } else { some.collect() } {
+        let host = Host::begun(shape, Pace::AtOnce).await;
         let disks = host.disks();
         for round in 0..40 {
             let counter = Counter::new(step + round % 5);
@@ -93,7 +169,7 @@ async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
             assert_complete(&state);
             host.assert_stored(&state, &disks);
         }
-        assert!(host.transactions() <= 1, "{} transactions", host.transactions());
+        assert!(host.starts() <= 1, "{} starts", host.starts());
         assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete));
         host.assert_next_is_exact().await;
     }
@@ -101,27 +177,27 @@ async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_ends_at_any_command_changes_nothing() {
-    for (fault, start) in faults([Fault::CutBefore, Fault::CutAfter]) {
-        let host = Host::begun(start, Pace::AtOnce).await;
+    for (fault, shape) in faults([Fault::CutBefore, Fault::CutAfter]) {
+        let host = Host::begun(shape, Pace::AtOnce).await;
         let before = host.qemu.log().len();
         assert_complete(&host.run("run").await);
         let commands = host.qemu.log().len() - before;
-        each(start, 1..commands + 1, move |command| {
+        each(SOME, shape, 1..commands + 1, move |command| {
             let fault = fault.clone();
             async move {
-                let host = Host::begun(start, Pace::AtOnce).await;
+                let host = Host::begun(shape, Pace::AtOnce).await;
                 let disks = host.disks();
                 host.qemu.fault(When::Nth(host.qemu.log().len() + command), fault.clone());
                 let state = host.run("run").await;
-                let text = format!("{fault:?} at command {command}: {} {}", state.reason, state.message);
-                assert!(host.transactions() <= 1, "{text}");
+                let text = format!("{shape:?} {fault:?} at command {command}: {} {}", state.reason, state.message);
+                assert!(host.starts() <= 1, "{text}");
                 assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete), "{text}");
                 if state.phase == Phase::Complete {
                     host.assert_stored(&state, &disks);
                     host.assert_clean(host.bitmaps());
                 } else {
                     // Before the intent is written nothing has happened, and the run says so.
-                    assert!(state.phase == Phase::Failed && state.retriable && host.transactions() == 0, "{text}");
+                    assert!(state.phase == Phase::Failed && state.retriable && host.starts() == 0, "{text}");
                     host.assert_clean(2 * host.before);
                 }
                 host.assert_next_is_exact().await;
@@ -133,20 +209,20 @@ async fn a_connection_that_ends_at_any_command_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn qemu_that_is_killed_at_any_command_leaves_a_whole_point_or_none() {
-    for (fault, start) in faults([Fault::KillBefore, Fault::KillAfter]) {
-        let host = Host::begun(start, Pace::AtOnce).await;
+    for (fault, shape) in faults([Fault::KillBefore, Fault::KillAfter]) {
+        let host = Host::begun(shape, Pace::AtOnce).await;
         let before = host.qemu.log().len();
         assert_complete(&host.run("run").await);
         let log = host.qemu.log().split_off(before);
         let flushed = log.iter().rposition(|logged| logged.command == "remove-fd").unwrap() + 1;
-        each(start, 1..log.len() + 1, move |command| {
+        each(SOME, shape, 1..log.len() + 1, move |command| {
             let fault = fault.clone();
             async move {
-                let mut host = Host::begun(start, Pace::AtOnce).await;
+                let mut host = Host::begun(shape, Pace::AtOnce).await;
                 let disks = host.disks();
                 host.qemu.fault(When::Nth(host.qemu.log().len() + command), fault.clone());
                 let state = host.run("run").await;
-                let text = format!("{fault:?} at command {command}: {} {}", state.reason, state.message);
+                let text = format!("{shape:?} {fault:?} at command {command}: {} {}", state.reason, state.message);
                 assert_eq!(host.assert_tidy(), usize::from(state.phase == Phase::Complete), "{text}");
                 if state.phase == Phase::Complete {
                     assert!(command >= flushed, "{text}");
@@ -167,25 +243,25 @@ async fn qemu_that_is_killed_at_any_command_leaves_a_whole_point_or_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_operation_that_fails_or_breaks_off_leaves_nothing_behind() {
-    for start in STARTS {
-        failing_at_any_operation(start).await;
+    for shape in Shape::all() {
+        failing_at_any_operation(shape).await;
     }
 }
 
-async fn failing_at_any_operation(start: Start) {
-    let host = Host::begun(start, Pace::AtOnce).await;
+async fn failing_at_any_operation(shape: Shape) {
+    let host = Host::begun(shape, Pace::AtOnce).await;
     let (seen, gate) = count(usize::MAX, false);
     assert_complete(&host.start(&host.failing(gate), &host.request("run")).end().await);
     let operations = seen.load(Ordering::SeqCst);
-    each(start, 0..2 * operations, move |number| {
+    each(SOME, shape, 0..2 * operations, move |number| {
         let (at, breaks) = (number / 2, number % 2 == 1);
         async move {
-            let host = Host::begun(start, Pace::AtOnce).await;
+            let host = Host::begun(shape, Pace::AtOnce).await;
             let disks = host.disks();
             let (_, gate) = count(at, breaks);
             // A panic in the run's own task, such as when the lease is given back, is a crash like the others.
             let first = host.start(&host.failing(gate), &host.request("run")).task.await;
-            let text = format!("operation {at}, breaks {breaks}: {first:?}");
+            let text = format!("{shape:?} operation {at}, breaks {breaks}: {first:?}");
             if let Ok(first) = &first
                 && first.phase == Phase::Failed
                 && !breaks
@@ -206,8 +282,8 @@ async fn failing_at_any_operation(start: Start) {
 }
 
 /// Each fault in each kind of run.
-fn faults(faults: [Fault; 2]) -> impl Iterator<Item = (Fault, Start)> {
-    faults.into_iter().flat_map(|fault| STARTS.map(|start| (fault.clone(), start)))
+fn faults(faults: [Fault; 2]) -> impl Iterator<Item = (Fault, Shape)> {
+    faults.into_iter().flat_map(|fault| Shape::all().into_iter().map(move |shape| (fault.clone(), shape)))
 }
 
 /// A gate that lets everything pass but the operation `at`, which fails for want of space, or breaks off.

@@ -18,13 +18,13 @@ use driftline::{
     ids::RepositoryId,
     qmp::{
         Address, Monitor,
-        fake::{FakeDisk, FakeQemu, Pace, Setup},
+        fake::{FakeDisk, FakeQemu, Logged, Pace, Setup},
     },
     repo::{self, QemuImg, Repository, Roots},
 };
 
 pub const UUID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
-pub const DISKS: [(&str, u64); 2] = [("disk0", 200_192), ("disk1", 131_072)];
+const DISKS: [(&str, u64); 3] = [("disk0", 200_192), ("disk1", 131_072), ("disk2", 71_168)];
 const SOON: Duration = Duration::from_secs(60);
 
 pub struct Host {
@@ -34,50 +34,78 @@ pub struct Host {
     pub reserve: u64,
     /// What runs ask for.
     pub kind: RequestedType,
-    /// Which way the data of runs takes.
-    pub data_path: RequestedDataPath,
+    /// What the guest and its runs are.
+    pub shape: Shape,
     /// Points that were there before the test.
     pub before: usize,
 }
 
-/// Whether a host's runs are the first of its guest, or continue an earlier one, and by way of the scratch folder.
+/// What a host's guest and runs are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    First,
-    Continued,
+pub struct Shape {
+    /// How many disks the guest has, at most 3.
+    pub disks: usize,
+    /// Whether runs continue an earlier one.
+    pub continued: bool,
+    pub way: Way,
+}
+
+/// Which way the data takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    Direct,
     Staged,
+    /// On QEMU 10.0.
+    Fleeced,
+}
+
+impl Shape {
+    /// The first run of a guest with two disks.
+    pub const FIRST: Shape = Shape { disks: 2, continued: false, way: Way::Direct };
+    /// An increment of the same.
+    pub const CONTINUED: Shape = Shape { continued: true, ..Shape::FIRST };
+
+    pub fn all() -> Vec<Shape> {
+        let ways = [Way::Direct, Way::Staged, Way::Fleeced];
+        let of = |way| [1, 2, 3].map(|disks| [false, true].map(|continued| Shape { disks, continued, way }));
+        ways.into_iter().flat_map(of).flatten().collect()
+    }
+
+    pub fn disks(self) -> &'static [(&'static str, u64)] {
+        &DISKS[..self.disks]
+    }
 }
 
 impl Host {
     pub fn new(pace: Pace) -> Host {
+        Host::shaped(Shape::FIRST, pace)
+    }
+
+    fn shaped(shape: Shape, pace: Pace) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let id = "5d0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
         for name in ["repository", "scratch"] {
             std::fs::create_dir(folder.path().join(name)).unwrap();
         }
-        for (index, (disk, size)) in DISKS.iter().enumerate() {
+        for (index, (disk, size)) in shape.disks().iter().enumerate() {
             let mut bytes = vec![u8::try_from(index + 1).unwrap(); usize::try_from(*size).unwrap()];
             bytes[65536..70000].fill(0);
             std::fs::write(folder.path().join(disk), bytes).unwrap();
         }
-        let qemu = start(folder.path(), pace);
-        let data_path = RequestedDataPath::Auto;
-        let host = Host { folder, id, qemu, reserve: 0, kind: RequestedType::Full, data_path, before: 0 };
+        let qemu = start(folder.path(), shape, pace);
+        let host = Host { folder, id, qemu, reserve: 0, kind: RequestedType::Full, shape, before: 0 };
         Repository::initialise(&host.roots(), &host.path(), &host.id, &tool()).unwrap();
         host
     }
 
-    /// Whose next run is an increment, where it is a continued one.
-    pub async fn begun(start: Start, pace: Pace) -> Host {
-        let mut host = Host::new(Pace::AtOnce);
-        if start == Start::Staged {
-            host.data_path = RequestedDataPath::Staged;
-        }
-        if start != Start::First {
+    /// Whose next run is of that shape.
+    pub async fn begun(shape: Shape, pace: Pace) -> Host {
+        let mut host = Host::shaped(shape, Pace::AtOnce);
+        if shape.continued {
             assert_complete(&host.run("before").await);
             (host.kind, host.before) = (RequestedType::Auto, 1);
-            for (index, (disk, size)) in DISKS.iter().enumerate() {
-                host.qemu.write(disk, 65536 * index as u64, &[0x5a; 512]).unwrap();
+            for (index, (disk, size)) in shape.disks().iter().enumerate() {
+                host.qemu.write(disk, 65536 * (index as u64 % 2), &[0x5a; 512]).unwrap();
                 host.qemu.write(disk, size - 512, &[0x5b; 512]).unwrap();
             }
         }
@@ -89,7 +117,7 @@ impl Host {
     pub fn restart(&mut self) {
         self.qemu.kill();
         let _ = std::fs::remove_file(self.qemu.socket());
-        self.qemu = start(self.folder.path(), Pace::AtOnce);
+        self.qemu = start(self.folder.path(), self.shape, Pace::AtOnce);
     }
 
     pub fn path(&self) -> PathBuf {
@@ -144,8 +172,14 @@ impl Host {
             guest: GuestRef { uuid: UUID.parse().unwrap(), name: "guest".to_owned(), namespace: "team-a".to_owned() },
             repository: RepositoryRef { path: self.path(), id: self.id.clone() },
             kind: self.kind,
-            fleecing: RequestedFleecing::Auto,
-            data_path: self.data_path,
+            fleecing: match self.shape.way {
+                Way::Fleeced => RequestedFleecing::Always,
+                Way::Direct | Way::Staged => RequestedFleecing::Never,
+            },
+            data_path: match self.shape.way {
+                Way::Staged => RequestedDataPath::Staged,
+                Way::Direct | Way::Fleeced => RequestedDataPath::Auto,
+            },
             disks: DiskSelection::default(),
             bandwidth: 0,
             policy: None,
@@ -180,7 +214,8 @@ impl Host {
         assert_eq!(self.qemu.fdsets(), vec![]);
         let ours: Vec<_> = self.qemu.nodes().into_iter().filter(|node| node.starts_with("dl-")).collect();
         assert_eq!(ours, Vec::<String>::new());
-        for (disk, _) in DISKS {
+        assert_eq!(self.qemu.status(), "running");
+        for (disk, _) in self.shape.disks() {
             assert_eq!(self.qemu.bitmaps(disk).len(), count, "{:?}", self.qemu.bitmaps(disk));
         }
     }
@@ -188,7 +223,7 @@ impl Host {
     /// The stored images hold what `bytes` say of the disks.
     pub fn assert_stored(&self, state: &RunState, bytes: &[Vec<u8>]) {
         let point = state.point.as_ref().unwrap().manifest.identity.point.to_string();
-        for ((disk, _), expected) in DISKS.iter().zip(bytes) {
+        for ((disk, _), expected) in self.shape.disks().iter().zip(bytes) {
             let image = self.path().join("guests").join(UUID).join(&point).join(format!("{disk}.qcow2"));
             let flat = self.folder.path().join("flat");
             let done = Command::new("qemu-img").args(["convert", "-O", "raw"]).arg(&image).arg(&flat).status().unwrap();
@@ -198,12 +233,13 @@ impl Host {
     }
 
     pub fn disks(&self) -> Vec<Vec<u8>> {
-        DISKS.iter().map(|(disk, _)| std::fs::read(self.folder.path().join(disk)).unwrap()).collect()
+        let disks = self.shape.disks().iter();
+        disks.map(|(disk, _)| std::fs::read(self.folder.path().join(disk)).unwrap()).collect()
     }
 
     /// Another run after the guest has written is an increment where it can be, and stores the disks as they are then.
     pub async fn assert_next_is_exact(&self) {
-        for (disk, size) in DISKS {
+        for (disk, size) in self.shape.disks() {
             self.qemu.write(disk, size - 1024, &[0x77; 512]).unwrap();
         }
         let (known, disks) = (self.assert_tidy() + self.before > 0, self.disks());
@@ -215,9 +251,13 @@ impl Host {
         self.assert_stored(&state, &disks);
     }
 
-    /// New transactions that QEMU did.
-    pub fn transactions(&self) -> usize {
-        self.qemu.log().iter().filter(|logged| logged.command == "transaction" && logged.done).count() - self.before
+    /// New transactions in which jobs were started.
+    pub fn starts(&self) -> usize {
+        let starts = |logged: &&Logged| {
+            let actions = logged.arguments["actions"].as_array().map(Vec::as_slice).unwrap_or_default();
+            logged.done && actions.iter().any(|action| action["type"] == "blockdev-backup")
+        };
+        self.qemu.log().iter().filter(starts).count() - self.before
     }
 
     /// Bitmaps that stay on a disk: the checkpoint and the sentinel, and the checkpoint before.
@@ -226,14 +266,17 @@ impl Host {
     }
 }
 
-fn start(folder: &Path, pace: Pace) -> FakeQemu {
-    Setup::new(folder.join("qmp"))
-        .uuid(UUID)
-        .disk(FakeDisk::raw("disk0", folder.join("disk0")))
-        .disk(FakeDisk::qcow2("disk1", folder.join("disk1")).under("throttle", "limit"))
-        .pace(pace)
-        .start()
-        .unwrap()
+fn start(folder: &Path, shape: Shape, pace: Pace) -> FakeQemu {
+    let disk = |(at, (name, _)): (usize, &(&str, u64))| match at {
+        0 => FakeDisk::raw(name, folder.join(name)),
+        1 => FakeDisk::qcow2(name, folder.join(name)).under("throttle", "limit"),
+        _ => FakeDisk::qcow2(name, folder.join(name)).by_drive(name),
+    };
+    let mut setup = Setup::new(folder.join("qmp")).uuid(UUID).pace(pace);
+    if shape.way == Way::Fleeced {
+        setup = setup.version(10, 0);
+    }
+    shape.disks().iter().enumerate().map(disk).fold(setup, Setup::disk).start().unwrap()
 }
 
 fn tool() -> QemuImg {

@@ -19,7 +19,7 @@ use driftline::{
 };
 use serde_json::json;
 
-use super::host::{DISKS, Host, UUID, assert_complete, assert_failed};
+use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_point_says_who_what_when_and_why() {
@@ -34,7 +34,7 @@ async fn the_point_says_who_what_when_and_why() {
     assert_eq!(state.checkpoint_time, Some(identity.checkpoint_time));
     assert_eq!((manifest.versions.qemu.as_str(), state.attempts), ("7.2.22", 1));
     assert_eq!(state.type_reason, Some(TypeReason::FirstBackup));
-    for (disk, size) in DISKS {
+    for &(disk, size) in Shape::FIRST.disks() {
         let found = identity.disks.iter().find(|found| found.name.as_str() == disk).unwrap();
         assert_eq!((found.virtual_size, found.type_reason.as_str()), (size, "FirstBackup"));
         let bitmaps = host.qemu.bitmaps(disk);
@@ -168,7 +168,7 @@ async fn a_run_that_was_let_go_is_adopted_by_the_next_engine_with_its_jobs() {
     let state = again.end().await;
     assert_complete(&state);
     assert_eq!(state.disks.into_iter().map(|disk| disk.job_id).collect::<Vec<_>>(), jobs);
-    assert_eq!(host.transactions(), 1);
+    assert_eq!(host.starts(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,7 +210,7 @@ async fn a_job_that_does_not_end_holds_back_the_guests_runs_until_it_does() {
     going.control.cancel.cancel();
     assert_failed(&going.end().await, "TargetStuck");
     assert_failed(&host.run("next").await, "TargetStuck");
-    assert_eq!(host.transactions(), 1);
+    assert_eq!(host.starts(), 1);
     host.qemu.hang_cancel(false);
     host.qemu.set_pace(Pace::AtOnce);
     assert_complete(&host.run("after").await);
@@ -242,7 +242,9 @@ async fn what_can_be_known_before_is_refused_before_anything_is_done() {
     let runs = vec![
         refused(&|request| request.disks.include = vec!["disk7".parse().unwrap()], "DiskNotFound"),
         refused(
-            &|request| request.disks.exclude = DISKS.iter().map(|(disk, _)| disk.parse().unwrap()).collect(),
+            &|request| {
+                request.disks.exclude = Shape::FIRST.disks().iter().map(|(disk, _)| disk.parse().unwrap()).collect()
+            },
             "NoEligibleDisk",
         ),
         refused(&|request| request.repository.path = "/elsewhere".into(), "OutsideRoots"),
@@ -258,7 +260,7 @@ async fn what_can_be_known_before_is_refused_before_anything_is_done() {
     }
     host.reserve = u64::MAX / 2;
     assert_failed(&host.run("full").await, "RepositoryFull");
-    assert_eq!((host.transactions(), host.qemu.count("add-fd")), (0, 0));
+    assert_eq!((host.starts(), host.qemu.count("add-fd")), (0, 0));
     assert_eq!(host.assert_tidy(), 0);
 }
 
@@ -269,7 +271,7 @@ async fn a_guest_of_another_namespace_is_refused() {
     let mut request = host.request("second");
     request.guest.namespace = "team-b".to_owned();
     assert_failed(&host.start(&host.engine(), &request).end().await, "GuestBelongsToAnotherNamespace");
-    assert_eq!((host.transactions(), host.assert_tidy()), (1, 1));
+    assert_eq!((host.starts(), host.assert_tidy()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +293,7 @@ async fn somebody_elses_job_on_a_disk_is_left_alone_and_the_run_refused() {
     let state = host.run("run").await;
     assert_failed(&state, "ForeignJob");
     assert!(state.message.contains("disk0") && state.message.contains("theirs"), "{}", state.message);
-    assert_eq!((host.qemu.jobs().len(), host.transactions()), (1, 0));
+    assert_eq!((host.qemu.jobs().len(), host.starts()), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,7 +323,7 @@ async fn a_journal_that_cannot_be_written_ends_the_run_and_the_next_engine_goes_
     assert_failed(&host.start(&engine, &host.request("run")).end().await, "JournalUnwritable");
     std::fs::rename(&away, &journal).unwrap();
     assert_complete(&host.run("run").await);
-    assert_eq!((host.transactions(), host.assert_tidy()), (1, 1));
+    assert_eq!((host.starts(), host.assert_tidy()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -387,5 +389,5 @@ async fn recover_finishes_what_the_journal_holds() {
     host.qemu.finish_jobs();
     let recovered = tokio::time::timeout(Duration::from_secs(30), engine.recover(&monitor, &guest, false));
     assert_complete(&recovered.await.unwrap().unwrap().run.unwrap());
-    assert_eq!((host.transactions(), host.assert_tidy()), (1, 1));
+    assert_eq!((host.starts(), host.assert_tidy()), (1, 1));
 }

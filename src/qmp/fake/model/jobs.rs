@@ -1,10 +1,10 @@
 //! Jobs and transactions of a scripted QEMU.
 
-use std::{collections::BTreeSet, os::unix::fs::FileExt, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::{Value, json};
 
-use super::{Answer, Events, Model, Node, Refusal, generic, nodes::usable, text};
+use super::{Answer, Events, Model, Node, Refusal, bitmaps::usable, generic, text};
 use crate::qmp::fake::image::{self, CLUSTER};
 
 /// A job as a test sees it.
@@ -143,12 +143,7 @@ impl Model {
 
     /// The content of this instant, of all clusters or of those that are marked.
     fn read_instant(&self, source: &Node, granules: Option<(u64, BTreeSet<u64>)>) -> std::io::Result<image::Copy> {
-        let mut node = source;
-        while node.file.is_none() {
-            let below = node.children.first().and_then(|(_, child)| self.node(child));
-            node = below.ok_or_else(|| std::io::Error::other("Node has no data below it"))?;
-        }
-        let file = node.file.as_ref().ok_or_else(|| std::io::Error::other("Node has no data"))?;
+        let bytes = self.bytes(source)?;
         let clusters: BTreeSet<u64> = match granules {
             None => (0..source.size.div_ceil(CLUSTER)).collect(),
             Some((size, marked)) => {
@@ -157,10 +152,9 @@ impl Model {
         };
         let mut copy = image::Copy::new();
         for cluster in clusters {
-            let start = cluster * CLUSTER;
-            let length = usize::try_from(CLUSTER.min(source.size.saturating_sub(start))).unwrap_or(0);
-            let mut content = vec![0; length];
-            file.read_exact_at(&mut content, start)?;
+            let start = usize::try_from(cluster * CLUSTER).unwrap_or(usize::MAX).min(bytes.len());
+            let end = usize::try_from((cluster + 1) * CLUSTER).unwrap_or(usize::MAX).min(bytes.len());
+            let content = bytes[start..end].to_vec();
             copy.insert(cluster, content.iter().any(|byte| *byte != 0).then_some(content));
         }
         Ok(copy)

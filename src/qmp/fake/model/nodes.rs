@@ -1,4 +1,4 @@
-//! Nodes and bitmaps of a scripted QEMU.
+//! Nodes of a scripted QEMU.
 
 use std::{collections::BTreeSet, fs::File, io, sync::Arc};
 
@@ -26,6 +26,8 @@ pub(in crate::qmp::fake) struct Node {
     owns_child: bool,
     /// What a job left in memory, not in the file yet.
     pub(in crate::qmp::fake) unflushed: Option<Arc<image::Copy>>,
+    /// Of a filter that a device was given: the disk's bytes at that instant.
+    pub(super) instant: Option<Arc<Vec<u8>>>,
 }
 
 impl Node {
@@ -43,6 +45,7 @@ impl Node {
             added: false,
             owns_child: false,
             unflushed: None,
+            instant: None,
         }
     }
 }
@@ -56,7 +59,7 @@ impl Model {
         self.nodes.iter().find(|node| node.name == name)
     }
 
-    fn node_mut(&mut self, name: &str) -> Option<&mut Node> {
+    pub(super) fn node_mut(&mut self, name: &str) -> Option<&mut Node> {
         self.nodes.iter_mut().find(|node| node.name == name)
     }
 
@@ -69,7 +72,7 @@ impl Model {
         }
     }
 
-    fn bitmap_node(&self, name: &str) -> Result<String, Refusal> {
+    pub(super) fn bitmap_node(&self, name: &str) -> Result<String, Refusal> {
         self.resolve(name).or_else(|_| generic(format!("Node '{name}' not found")))
     }
 
@@ -127,6 +130,7 @@ impl Model {
                 let size = file.metadata().map_or(0, |metadata| metadata.len());
                 Node::new(name, driver, filename, size, Some(file))
             }
+            ("copy-before-write" | "snapshot-access", Some(below)) => self.fleece_node(name, driver, below, options)?,
             ("qcow2" | "raw", Some(below)) => {
                 let (child, owns_child) = match below.as_str() {
                     Some(child) => (child.to_owned(), false),
@@ -152,6 +156,9 @@ impl Model {
                 {
                     self.nodes.retain(|node| !owns_child || node.name != child);
                     return generic(error.to_string());
+                }
+                if let ("raw", Some(size)) = (driver, options.get("size").and_then(Value::as_u64)) {
+                    node.size = size;
                 }
                 node.children.push(("file", child));
                 node.owns_child = owns_child;
@@ -179,7 +186,8 @@ impl Model {
         if !node.added {
             return generic(format!("Node {name} is not owned by the monitor"));
         }
-        if self.nodes.iter().any(|other| other.children.iter().any(|(_, child)| *child == name)) {
+        let above = |other: &Node| other.children.iter().any(|(_, child)| *child == name);
+        if self.nodes.iter().any(above) || self.devices.iter().any(|device| device.top == name) {
             return generic(format!("Block device {name} is in use"));
         }
         if let Err(error) = flush(&node) {
@@ -199,84 +207,7 @@ impl Model {
         }
     }
 
-    /// A bitmap command, outside of a transaction or in one.
-    pub(super) fn bitmap_command(&mut self, command: &str, data: &Value) -> Result<Answer, Refusal> {
-        let node = self.bitmap_node(text(data, "node")?)?;
-        let act = command.trim_start_matches("block-dirty-bitmap-");
-        if act == "merge" {
-            return self.merge(&node, data);
-        }
-        let name = text(data, "name")?;
-        let Some(node) = self.node_mut(&node) else { return generic("Node is gone") };
-        let at = node.bitmaps.iter().position(|bitmap| bitmap.name == name);
-        let flag = |key: &str| data.get(key).and_then(Value::as_bool).unwrap_or(false);
-        match (act, at) {
-            ("add", Some(_)) => return generic(format!("Bitmap already exists: {name}")),
-            ("add", None) => {
-                if flag("persistent") && node.driver != "qcow2" {
-                    let node = &node.name;
-                    return generic(format!("Can't store persistent bitmaps to {node}: Operation not supported"));
-                }
-                let granularity = data.get("granularity").and_then(Value::as_u64).unwrap_or(65536);
-                let mut bitmap = FakeBitmap { granularity, persistent: flag("persistent"), ..FakeBitmap::new(name) };
-                bitmap.recording = !flag("disabled");
-                node.bitmaps.push(bitmap);
-            }
-            (_, None) => return generic(format!("Dirty bitmap '{name}' not found")),
-            (_, Some(at)) => {
-                let bitmap = &mut node.bitmaps[at];
-                usable(bitmap, act == "remove")?;
-                match act {
-                    "remove" => drop(node.bitmaps.remove(at)),
-                    "clear" => bitmap.granules.clear(),
-                    "enable" => bitmap.recording = true,
-                    "disable" => bitmap.recording = false,
-                    _ => return generic(format!("The command {command} has not been found")),
-                }
-            }
-        }
-        Ok(json!({}).into())
-    }
-
-    fn merge(&mut self, node: &str, data: &Value) -> Result<Answer, Refusal> {
-        let target = text(data, "target")?;
-        let mut gained = BTreeSet::new();
-        let (granularity, size) = match self.node(node).map(|n| (n.bitmaps.iter().find(|b| b.name == target), n.size)) {
-            Some((Some(bitmap), size)) => {
-                usable(bitmap, false)?;
-                (bitmap.granularity, size)
-            }
-            _ => return generic(format!("Dirty bitmap '{target}' not found")),
-        };
-        for source in data.get("bitmaps").and_then(Value::as_array).into_iter().flatten() {
-            let (from, name) = match source.as_str() {
-                Some(name) => (node.to_owned(), name),
-                None => (self.bitmap_node(text(source, "node")?)?, text(source, "name")?),
-            };
-            let Some(from) = self.node(&from) else { return generic("Node is gone") };
-            let Some(bitmap) = from.bitmaps.iter().find(|bitmap| bitmap.name == name) else {
-                return generic(format!("Dirty bitmap '{name}' not found"));
-            };
-            usable(bitmap, false)?;
-            if from.size != size {
-                return generic(format!(
-                    "Bitmaps are of different sizes (destination size is {size}, source size is {}) and can't be merged",
-                    from.size
-                ));
-            }
-            for granule in &bitmap.granules {
-                let (start, end) = (granule * bitmap.granularity, (granule + 1) * bitmap.granularity);
-                gained.extend(start / granularity..end.div_ceil(granularity));
-            }
-        }
-        let bitmap = self.node_mut(node).and_then(|n| n.bitmaps.iter_mut().find(|b| b.name == target));
-        if let Some(bitmap) = bitmap {
-            bitmap.granules.extend(gained);
-        }
-        Ok(json!({}).into())
-    }
-
-    fn format_of(&self, disk: &str) -> Option<String> {
+    pub(super) fn format_of(&self, disk: &str) -> Option<String> {
         self.devices.iter().find(|device| device.id == disk).map(|device| device.format.clone())
     }
 
@@ -289,18 +220,11 @@ impl Model {
         file.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("Disk {disk} is not there")))
     }
 
-    pub(in crate::qmp::fake) fn mark_written(&mut self, disk: &str, offset: u64, length: u64) {
-        let Some(node) = self.format_of(disk) else { return };
-        let Some(node) = self.node_mut(&node) else { return };
-        for bitmap in node.bitmaps.iter_mut().filter(|bitmap| bitmap.recording && length > 0) {
-            let granules = offset / bitmap.granularity..(offset + length).div_ceil(bitmap.granularity);
-            let into = if bitmap.busy { &mut bitmap.meanwhile } else { &mut bitmap.granules };
-            into.extend(granules);
-        }
-    }
-
     pub(in crate::qmp::fake) fn resize(&mut self, disk: &str, size: u64) -> io::Result<()> {
         let file = self.disk_file(disk)?;
+        if self.nodes.iter().any(|node| node.driver == "copy-before-write") {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "Permission conflict: resize"));
+        }
         let before = file.metadata()?.len();
         file.set_len(size)?;
         for node in self.nodes.iter_mut().filter(|node| node.file.as_ref().is_some_and(|f| Arc::ptr_eq(f, &file))) {
@@ -313,18 +237,6 @@ impl Model {
         self.mark_written(disk, before, size.saturating_sub(before));
         Ok(())
     }
-}
-
-/// Whether a bitmap can be used; an inconsistent one only be removed.
-pub(super) fn usable(bitmap: &FakeBitmap, removal: bool) -> Result<(), Refusal> {
-    let name = &bitmap.name;
-    if bitmap.busy {
-        return generic(format!("Bitmap '{name}' is currently in use by another operation and cannot be used"));
-    }
-    if bitmap.inconsistent && !removal {
-        return generic(format!("Bitmap '{name}' is inconsistent and cannot be used"));
-    }
-    Ok(())
 }
 
 fn read_qcow2(node: &mut Node) -> io::Result<()> {
