@@ -29,21 +29,12 @@ impl Behind {
     /// Answers again after its end, as another one.
     pub fn revive(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-        let behind = self.at.with_extension("behind");
-        *self = Behind::between(&behind, &self.at, None);
+        self.server = serve(&self.at.with_extension("behind"), &self.at, None);
     }
 
     /// Shows what is in `behind` at `folder`.
     pub fn between(behind: &Path, folder: &Path, rate: Option<u64>) -> Behind {
-        let server = Guarded::start("bindfs", |command| {
-            command.args(["-f", "--multithreaded"]);
-            command.args(rate.map(|rate| format!("--write-rate={rate}")));
-            command.arg(behind).arg(folder);
-        });
-        let mounted = format!(" {} ", folder.display());
-        let shown = || std::fs::read_to_string("/proc/self/mounts").is_ok_and(|all| all.contains(&mounted));
-        wait_for("the folder is mounted", Duration::from_secs(20), || shown().then_some(()));
-        Behind { server, at: folder.to_owned() }
+        Behind { server: serve(behind, folder, rate), at: folder.to_owned() }
     }
 
     /// Nobody who asks it for anything gets an answer.
@@ -60,6 +51,18 @@ impl Behind {
     pub fn kill(&mut self) {
         self.server.kill();
     }
+}
+
+fn serve(behind: &Path, folder: &Path, rate: Option<u64>) -> Guarded {
+    let server = Guarded::start("bindfs", |command| {
+        command.args(["-f", "--multithreaded"]);
+        command.args(rate.map(|rate| format!("--write-rate={rate}")));
+        command.arg(behind).arg(folder);
+    });
+    let mounted = format!(" {} ", folder.display());
+    let shown = || std::fs::read_to_string("/proc/self/mounts").is_ok_and(|all| all.contains(&mounted));
+    wait_for("the folder is mounted", Duration::from_secs(20), || shown().then_some(()));
+    server
 }
 
 impl Drop for Behind {
