@@ -22,12 +22,16 @@ use serde_json::{Value, json};
 use crate::lab::{
     fuse::Behind,
     machine::{Attach, Disk, Machine, Plan},
+    mount::Mount,
     reference::Reference,
 };
 
 const MIB: u64 = 1 << 20;
 /// Rounds of one life: then a new machine and a new repository, so that a seed leads to any round within a minute or two.
 const LIFE: u64 = 25;
+
+/// Bytes of the small file system: all that the points of a life can take.
+const ROOM: u64 = 400 * MIB;
 
 /// The BLAKE3 of each disk's raw content.
 type Digests = BTreeMap<String, String>;
@@ -63,6 +67,8 @@ fn whole_lives(log: &Path) -> u64 {
 struct Torture {
     /// The server that the repository is behind, in every other life.
     behind: Option<Behind>,
+    /// The small file system that it is on, in the others.
+    _small: Option<Mount>,
     folder: tempfile::TempDir,
     machine: Machine,
     seed: u64,
@@ -90,7 +96,7 @@ impl Torture {
         let path = |name: &str| folder.path().join(name).display().to_string();
         let config = format!(
             "state = {:?}\nlocks = {:?}\nguests = {:?}\nrepositoryRoots = [{:?}]\nreserve = \"1Mi\"\n\
-             [restoreRoots]\nteam-a = [{:?}]\n[scratch]\ndirectory = {:?}\nbudget = \"12Mi\"\n",
+             [restoreRoots]\nteam-a = [{:?}]\n[scratch]\ndirectory = {:?}\nbudget = \"16Mi\"\n",
             path("state"),
             path("locks"),
             path("guests.d"),
@@ -105,9 +111,13 @@ impl Torture {
             .disk(Disk::raw("c", 2 * MIB + 1024))
             .start();
         let rng = StdRng::seed_from_u64(seed << 32 | life);
-        let behind = (life % 2 == 1).then(|| Behind::new(&folder.path().join("repository"), None));
+        let repository = folder.path().join("repository");
+        let slow = (life % 4 == 3).then_some(16 * MIB);
+        let behind = (life % 2 == 1).then(|| Behind::new(&repository, slow));
+        let small = if behind.is_none() { Mount::tmpfs(ROOM, &repository) } else { None };
         Torture {
             behind,
+            _small: small,
             folder,
             machine,
             seed,

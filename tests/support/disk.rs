@@ -124,18 +124,31 @@ impl Disk {
                 ),
                 ("-device", virtio(&format!("thr-{name}"))),
             ],
-            Attach::Scsi => vec![
-                ("-device", format!("virtio-scsi-pci,id=bus-{name}")),
-                ("-blockdev", blockdev),
-                ("-device", format!("scsi-hd,id={name},bus=bus-{name}.0,drive=fmt-{name}")),
-            ],
+            Attach::Scsi => {
+                let mut pairs = self.bus();
+                pairs.push(("-blockdev", blockdev));
+                pairs.push(("-device", format!("scsi-hd,id={name},bus=bus-{name}.0,drive=fmt-{name}")));
+                pairs
+            }
             Attach::DriveAndDevice => vec![
                 ("-drive", format!("if=none,id=drive-{name},format={format},file={file}")),
                 ("-device", virtio(&format!("drive-{name}"))),
             ],
             Attach::Drive => vec![("-drive", format!("if=virtio,id={name},format={format},file={file}"))],
         };
-        pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+        words(pairs)
+    }
+
+    /// What of it stays in a machine from which it was unplugged.
+    pub(super) fn remains(&self) -> Vec<String> {
+        words(self.bus())
+    }
+
+    fn bus(&self) -> Vec<(&'static str, String)> {
+        match self.attach {
+            Attach::Scsi => vec![("-device", format!("virtio-scsi-pci,id=bus-{}", self.name))],
+            _ => Vec::new(),
+        }
     }
 
     /// How the human monitor's `qemu-io` names the device.
@@ -146,4 +159,8 @@ impl Disk {
             _ => format!("-d /machine/peripheral/{}/virtio-backend", self.name),
         }
     }
+}
+
+fn words(pairs: Vec<(&str, String)>) -> Vec<String> {
+    pairs.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
 }

@@ -4,6 +4,8 @@
 //! The machine's `qmp()` socket is for what is under test; the test itself writes through a second monitor, with the
 //! human monitor's `qemu-io`, which acts on the disk as the guest's device would.
 
+mod moves;
+
 use std::{
     fs::File,
     path::{Path, PathBuf},
@@ -25,6 +27,7 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     disks: Vec<Disk>,
+    unplugged: Vec<Disk>,
     uuid: Option<String>,
     paused: bool,
     linux: bool,
@@ -96,13 +99,15 @@ impl Plan {
             }
         }
         let (child, monitor, console) = launch(&self, folder.path());
-        Machine { child, monitor: Mutex::new(monitor), console, plan: self, folder }
+        Machine { child, former: None, monitor: Mutex::new(monitor), console, plan: self, folder }
     }
 }
 
 /// A running QEMU. Dropping it kills it.
 pub struct Machine {
     child: Guarded,
+    /// The process that it has migrated from.
+    former: Option<Guarded>,
     monitor: Mutex<Monitor>,
     console: Option<Console>,
     plan: Plan,
@@ -299,9 +304,13 @@ fn launch(plan: &Plan, folder: &Path) -> (Guarded, Monitor, Option<Console>) {
             command.arg("-kernel").arg(guest.kernel).arg("-initrd").arg(guest.initrd);
             command.args(["-chardev", &console, "-serial", "chardev:console"]);
         }
-        for disk in &plan.disks {
-            command.args(disk.arguments());
+        // In their places, plugged or not: a machine that migrates finds its like.
+        let plugged = plan.disks.iter().map(|disk| (&disk.name, disk.arguments()));
+        let mut disks: Vec<_> = plugged.chain(plan.unplugged.iter().map(|disk| (&disk.name, disk.remains()))).collect();
+        if !plan.unplugged.is_empty() {
+            disks.sort();
         }
+        command.args(disks.into_iter().flat_map(|(_, arguments)| arguments));
         command.args(&plan.arguments).stdin(Stdio::null()).stdout(output("stdout")).stderr(output("stderr"));
     });
     wait_for("QEMU opens its monitors", Duration::from_secs(20), || {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::Child,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use rand::{RngExt, seq::IndexedRandom};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use super::Torture;
+use super::{MIB, Torture};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,10 +31,16 @@ enum Fault {
     Hang,
     /// It is killed, and another one takes its place.
     Sever,
+    /// Somebody else takes all the space that is left in the repository.
+    Full,
+    /// A disk is taken away from the machine.
+    Unplug,
+    /// The machine goes on in a second QEMU.
+    Migrate,
 }
 
 /// Half of the runs go well.
-const FAULTS: [(u32, Fault); 8] = [
+const FAULTS: [(u32, Fault); 11] = [
     (50, Fault::None),
     (14, Fault::KillCommand),
     (10, Fault::KillMachine),
@@ -42,6 +49,9 @@ const FAULTS: [(u32, Fault); 8] = [
     (8, Fault::Quit),
     (8, Fault::Hang),
     (8, Fault::Sever),
+    (8, Fault::Full),
+    (6, Fault::Unplug),
+    (8, Fault::Migrate),
 ];
 
 impl Torture {
@@ -54,6 +64,9 @@ impl Torture {
         let path = *["Auto", "Auto", "Staged"].choose(&mut self.rng).unwrap();
         let fault = match FAULTS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap().1 {
             Fault::Hang | Fault::Sever if self.behind.is_none() => Fault::None,
+            Fault::Full if self.behind.is_some() => Fault::None,
+            Fault::Unplug if !self.can_unplug() => Fault::None,
+            Fault::Migrate if !self.can_migrate() => Fault::None,
             fault => fault,
         };
         let after = Duration::from_millis(self.rng.random_range(0..600));
@@ -82,6 +95,8 @@ impl Torture {
         };
         let said = std::fs::read_to_string(self.folder.path().join("stdout")).unwrap();
         let said: Value = serde_json::from_str(&said).unwrap_or_default();
+        let _ = std::fs::remove_file(self.filler());
+        self.machine.end_former();
         if !self.machine.is_alive() {
             self.restart(false);
             self.deeds.push("started again".to_owned());
@@ -97,6 +112,10 @@ impl Torture {
             self.assert_clean(status == Some(0) && fault == Fault::None && kind != "Copy", &context);
         }
         outcome
+    }
+
+    fn filler(&self) -> PathBuf {
+        self.folder.path().join("repository/filler")
     }
 
     fn jobs(&self) -> BTreeSet<String> {
@@ -137,6 +156,25 @@ impl Torture {
             }
             Fault::Interrupt => signal(Signal::INT),
             Fault::Quit => self.machine.quit(),
+            Fault::Full => {
+                let file = std::fs::File::create(self.filler()).unwrap();
+                let free = rustix::fs::fstatvfs(&file).unwrap();
+                let left = self.rng.random_range(0..4 * MIB);
+                let taken = (free.f_bavail * free.f_frsize).saturating_sub(left);
+                // The run takes space too.
+                let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1));
+            }
+            Fault::Unplug => {
+                self.machine.unplug("b");
+                let without = self.pending.last().unwrap().clone().into_iter().filter(|(disk, _)| disk != "b");
+                self.pending.push(without.collect());
+            }
+            Fault::Migrate => {
+                let bitmaps = self.rng.random();
+                let moved = self.machine.migrate(bitmaps);
+                self.deeds.push(format!("bitmaps {bitmaps} moved {moved}"));
+                self.forget_transient();
+            }
             Fault::Hang | Fault::Sever => {
                 let Some(behind) = &mut self.behind else { return };
                 if fault == Fault::Hang {
@@ -155,9 +193,11 @@ impl Torture {
         let context = format!("{:?}: {status:?} {said}", self.deeds);
         let complete = status == Some(0);
         let reason = said["error"]["reason"].as_str().unwrap_or_default();
-        // What is staged leaves too little of the scratch folder for a fleece.
+        let message = said["error"]["message"].as_str().unwrap_or_default();
+        // What is staged leaves too little of the scratch folder for a fleece, and grown disks are too large to be staged.
         let impossible = kind == "Incremental" && reason == "IncrementalImpossible"
-            || ["FleecingUnsafe", "ScratchFull"].contains(&reason);
+            || ["FleecingUnsafe", "ScratchFull"].contains(&reason)
+            || reason == "TargetUnsafe" && message.contains("raise the budget");
         // The guest has overwritten more than the scratch could take: the run fails, and nothing is lost.
         let broken = reason == "SnapshotBroken";
         assert!(complete || !matches!(fault, Fault::None | Fault::Hang) || impossible || broken, "{context}");

@@ -15,7 +15,7 @@ const GRANULE: u64 = 65536;
 const SOON: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// With how often each happens.
-const DEEDS: [(u32, Deed); 14] = [
+const DEEDS: [(u32, Deed); 17] = [
     (30, Deed::Write),
     (12, Deed::Zero),
     (12, Deed::Discard),
@@ -30,6 +30,9 @@ const DEEDS: [(u32, Deed); 14] = [
     (4, Deed::Snapshot),
     (6, Deed::Commit),
     (2, Deed::LosePoint),
+    (3, Deed::Unplug),
+    (8, Deed::Plug),
+    (5, Deed::Migrate),
 ];
 
 #[derive(Debug, Clone, Copy)]
@@ -48,12 +51,15 @@ enum Deed {
     Snapshot,
     Commit,
     LosePoint,
+    Unplug,
+    Plug,
+    Migrate,
 }
 
 impl Torture {
     pub(super) fn deed(&mut self) {
         let (_, deed) = *DEEDS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap();
-        let disk = ["a", "b", "c"].choose(&mut self.rng).unwrap().to_string();
+        let disk = self.any_disk();
         // QEMU refuses these while a run that was cut off still copies.
         let copies = self.machine.execute("query-jobs", json!({})) != json!([]);
         match deed {
@@ -79,7 +85,7 @@ impl Torture {
             Deed::Reset => drop(self.machine.execute("system_reset", json!({}))),
             Deed::Exchange | Deed::Copy => {
                 // Overlays have their places.
-                if ["a", "b"].iter().any(|disk| self.is_overlay(disk)) {
+                if !self.is_plugged() || ["a", "b"].iter().any(|disk| self.is_overlay(disk)) {
                     return;
                 }
                 self.machine.quit();
@@ -114,6 +120,21 @@ impl Torture {
             }
             Deed::Commit if !self.is_overlay(&disk) => return,
             Deed::Commit => self.commit(&disk),
+            Deed::Unplug if !self.can_unplug() => return,
+            Deed::Unplug => self.machine.unplug("b"),
+            Deed::Plug if self.is_plugged() => return,
+            Deed::Plug => self.machine.plug("b"),
+            Deed::Migrate if !self.can_migrate() => return,
+            Deed::Migrate => {
+                let bitmaps = self.rng.random();
+                let moved = self.machine.migrate(bitmaps);
+                self.machine.end_former();
+                assert!(moved || copies, "{:?}: the migration failed", self.deeds);
+                if !bitmaps {
+                    self.forget_transient();
+                }
+                self.deeds.push(format!("bitmaps {bitmaps} moved {moved}"));
+            }
             Deed::LosePoint => {
                 let Some((newest, _)) = self.points.pop_last() else { return };
                 let folder = self.folder.path().join("repository/guests").join(self.machine.uuid()).join(&newest);
@@ -124,11 +145,30 @@ impl Torture {
         self.deeds.push(format!("{deed:?} {disk}"));
     }
 
+    /// A disk that the machine has.
+    fn any_disk(&mut self) -> String {
+        let disk = *["a", "b", "c"].choose(&mut self.rng).unwrap();
+        if disk == "b" && !self.is_plugged() { "a".to_owned() } else { disk.to_owned() }
+    }
+
+    fn is_plugged(&self) -> bool {
+        self.machine.disks().iter().any(|disk| disk.name == "b")
+    }
+
+    pub(super) fn can_unplug(&self) -> bool {
+        self.is_plugged() && !self.is_overlay("b")
+    }
+
+    /// A second QEMU is started with the disks of the plan: overlays and what was plugged have other places there.
+    pub(super) fn can_migrate(&self) -> bool {
+        self.bases.is_empty() && self.is_plugged()
+    }
+
     /// A write of some kind at a random place of a random disk.
     pub(super) fn write(&mut self) {
         let kinds = [Deed::Write, Deed::Write, Deed::Zero, Deed::Discard];
-        let (deed, disk) = (*kinds.choose(&mut self.rng).unwrap(), *["a", "b", "c"].choose(&mut self.rng).unwrap());
-        self.change(deed, disk);
+        let (deed, disk) = (*kinds.choose(&mut self.rng).unwrap(), self.any_disk());
+        self.change(deed, &disk);
     }
 
     fn change(&mut self, deed: Deed, disk: &str) {
