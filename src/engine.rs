@@ -51,7 +51,7 @@ use self::{
 pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
     clock::Clock,
-    ids::GuestId,
+    ids::{GuestId, RepositoryId},
     qmp::Monitor,
     repo::{QemuImg, Roots},
 };
@@ -153,6 +153,8 @@ pub struct Recovered {
     pub found: bool,
     /// What of unknown attempts was removed from QEMU: jobs, nodes and descriptors.
     pub adopted: Vec<String>,
+    /// Bitmaps that nobody can use any more, removed from QEMU.
+    pub removed: Vec<String>,
 }
 
 impl Engine {
@@ -230,15 +232,22 @@ impl Engine {
         own(state).finish(request, None).await
     }
 
-    /// Finishes or undoes what the journal holds for a guest. With `adopt`, jobs, nodes and descriptors of our shape
-    /// that no journal knows are removed from QEMU too: a person says that nobody else is at work.
+    /// Finishes or undoes what the journal holds for a guest, and removes bitmaps of the repository that nobody can use any
+    /// more. With `adopt`, jobs, nodes and descriptors of our shape that no journal knows are removed from QEMU too: a
+    /// person says that nobody else is at work.
     ///
     /// # Errors
     /// When the guest is locked, its journal cannot be used, or QEMU does not answer.
-    pub async fn recover(&self, monitor: &Monitor, guest: &GuestId, adopt: bool) -> Result<Recovered, EngineError> {
+    pub async fn recover(
+        &self,
+        monitor: &Monitor,
+        guest: &GuestId,
+        repository: &RepositoryId,
+        adopt: bool,
+    ) -> Result<Recovered, EngineError> {
         let lock = self.lock_soon(guest).await?;
         let record = self.0.journal.load(guest).map_err(EngineError::Journal)?;
-        let mut recovered = Recovered { run: None, found: record.is_some(), adopted: Vec::new() };
+        let mut recovered = Recovered { run: None, found: record.is_some(), adopted: Vec::new(), removed: Vec::new() };
         if let Some(record) = record {
             let run = record.request.run.clone();
             let control = RunControl::new(&record.request, record.started);
@@ -248,6 +257,7 @@ impl Engine {
         if adopt {
             recovered.adopted = run::adopt(monitor, &self.0.journal).await?;
         }
+        recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
         Ok(recovered)
     }
 

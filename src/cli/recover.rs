@@ -23,7 +23,7 @@ pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliErro
     if engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid) {
         output.note("A run of this machine was cut off. It is finished or undone now: a copy that QEMU still makes is waited for.");
     }
-    let done = Document::new(engine.recover(&monitor, &guest.uuid, args.adopt).await?);
+    let done = Document::new(engine.recover(&monitor, &guest.uuid, repository.id(), args.adopt).await?);
     output.result(&done, || done.sentence(&guest.name));
     Ok(Exit::Done)
 }
@@ -40,6 +40,9 @@ struct Document {
     /// Jobs, nodes and descriptors that no journal knew, and that are gone now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     adopted: Vec<String>,
+    /// Bitmaps that nobody could use any more, and that are gone now.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    removed: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -64,7 +67,7 @@ impl Document {
             reason: state.reason,
             message: state.message,
         });
-        Self { found: recovered.found, run, adopted: recovered.adopted }
+        Self { found: recovered.found, run, adopted: recovered.adopted, removed: recovered.removed }
     }
 
     fn sentence(&self, guest: &str) -> String {
@@ -76,7 +79,7 @@ impl Document {
             }
             (Some(run), _) => format!("Undid an earlier run of {guest}: {} [{}]", run.message, run.reason),
         };
-        for what in &self.adopted {
+        for what in self.adopted.iter().chain(&self.removed) {
             text = format!("{text}\nRemoved {what}");
         }
         text

@@ -156,6 +156,31 @@ pub enum EngineError {
         /// The job.
         job: String,
     },
+    /// Somebody took a snapshot of a disk while its run was fleeced.
+    #[error(
+        "Somebody took a snapshot of disk {disk} during the copy; overlay {overlay} is on the run's filter, which has to go"
+    )]
+    Overlaid {
+        /// The disk.
+        disk: DiskName,
+        /// The overlay's node.
+        overlay: String,
+    },
+    /// A filter of ours cannot be taken out from below somebody's overlay.
+    #[error(
+        "Filter {filter} cannot be taken out from below overlay {overlay} ({why}): no machine can be started from that \
+         overlay until it is. Have `block-stream` done with device {overlay} and base-node {base}"
+    )]
+    FilterStuck {
+        /// The filter's node.
+        filter: String,
+        /// The overlay's node.
+        overlay: String,
+        /// What is below the filter.
+        base: String,
+        /// What QEMU says.
+        why: String,
+    },
     /// The run was to be fleeced, and cannot be.
     #[error("The guest cannot be kept from the target: {why}; or use fleecing Auto")]
     NotFleeced {
@@ -246,9 +271,11 @@ impl EngineError {
             Self::MigrationStarted { .. } => "MigrationStarted",
             Self::NotFleeced { why } => why.reason(),
             Self::Scratch { .. } => "ScratchUnusable",
+            Self::Overlaid { .. } => TypeReason::ActiveLayerChanged.as_str(),
+            Self::FilterStuck { .. } => FILTER_STUCK,
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
-            Self::JobStuck { .. } | Self::NotCleared { .. } => "TargetStuck",
+            Self::JobStuck { .. } | Self::NotCleared { .. } => TARGET_STUCK,
             Self::GuestInUse { .. } => "GuestInUse",
             Self::Unanswered { .. } => "MonitorUnanswered",
             Self::OtherMachine { .. } => "OtherMachine",
@@ -276,6 +303,8 @@ impl EngineError {
             | Self::GuestHarmed { .. }
             | Self::MigrationStarted { .. }
             | Self::Scratch { .. }
+            | Self::Overlaid { .. }
+            | Self::FilterStuck { .. }
             | Self::DiskShrunk { .. }
             | Self::TooManyAttempts { .. }
             | Self::JobStuck { .. }
@@ -312,6 +341,12 @@ impl EngineError {
 
 /// The reason after which the guest is continued if it still stands in `io-error`.
 pub(super) const GUEST_HARMED: &str = "GuestHarmed";
+
+/// What a run has left cannot be removed yet.
+pub(super) const TARGET_STUCK: &str = "TargetStuck";
+
+/// A filter of ours stays below somebody's overlay.
+pub(super) const FILTER_STUCK: &str = "FilterStuck";
 
 /// The failure of a run that somebody cancelled.
 pub(super) fn cancelled() -> Failure {

@@ -41,6 +41,12 @@ pub fn at_start(
     })
 }
 
+/// Bitmaps that nobody can ever use, whatever the repository holds: every increment's, and those that a crash made useless,
+/// which keep QEMU from resizing the disk and from migrating bitmaps.
+pub fn at_recovery(disks: &[DiskFacts], repository: &RepositoryId, in_flight: &BTreeSet<PointId>) -> Vec<BitmapRef> {
+    refs(disks, repository, in_flight, |name, facts, _| facts.inconsistent || name.role == BitmapRole::Increment)
+}
+
 /// Bitmaps after a commit, on the disks of the run: every increment's, checkpoints beyond the last two, and sentinels
 /// but those that the run used or made (`sentinels`).
 pub fn after_commit(

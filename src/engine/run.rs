@@ -10,6 +10,7 @@ mod fleece;
 mod follow;
 mod images;
 mod look;
+mod overlay;
 mod prepare;
 mod scratch;
 
@@ -18,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub(super) use self::adopt::adopt;
+pub(super) use self::adopt::{adopt, remove_useless_bitmaps};
 use super::{
     EngineError, Inner,
     error::cancelled,

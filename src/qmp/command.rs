@@ -16,7 +16,7 @@ pub use self::{
         BlockDirtyBitmapRemove, BlockdevAdd, BlockdevBackup, BlockdevDel, QueryBlock, QueryBlockGraph, QueryFdsets,
         QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
     },
-    job::{BlockJobSetSpeed, JobCancel, JobDismiss, QueryBlockJobs, QueryJobs, Yank, YankInstance},
+    job::{BlockJobSetSpeed, BlockStream, JobCancel, JobDismiss, QueryBlockJobs, QueryJobs, Yank, YankInstance},
 };
 use super::{
     block::{MigrationInfo, QomProperty, StatusInfo},

@@ -1,21 +1,25 @@
 //! What a person asks for with `recover --adopt`: jobs, nodes and descriptors of our shape that no journal of this host
-//! knows are removed from QEMU. Without that word they are foreign and left alone.
+//! knows are removed from QEMU. Without that word they are foreign and left alone. And what each recovery removes:
+//! bitmaps that are of no use to anybody.
 
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use super::fleece::{below, set_drive};
+use super::{
+    fleece::{below, set_drive},
+    overlay::free,
+};
 use crate::{
-    engine::{EngineError, journal::Journal},
-    ids::{AttemptId, JobId, NodeRole},
+    engine::{EngineError, graph::inspect, journal::Journal, orphans},
+    ids::{AttemptId, JobId, NodeRole, RepositoryId},
     qmp::{
         Client, Command, ExecuteError, Monitor,
         block::JobStatus,
         command::{
-            BlockdevDel, JobCancel, JobDismiss, QueryBlock, QueryBlockGraph, QueryFdsets, QueryJobs,
-            QueryNamedBlockNodes, RemoveFd,
+            BlockDirtyBitmapRemove, BlockdevDel, JobCancel, JobDismiss, QueryBlock, QueryBlockGraph, QueryFdsets,
+            QueryJobs, QueryNamedBlockNodes, RemoveFd,
         },
     },
 };
@@ -52,6 +56,24 @@ pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Re
     Ok(removed)
 }
 
+/// Removes bitmaps of the repository that nobody can use any more; says which.
+pub(in crate::engine) async fn remove_useless_bitmaps(
+    monitor: &Monitor,
+    journal: &Journal,
+    repository: &RepositoryId,
+) -> Result<Vec<String>, EngineError> {
+    let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
+    let in_flight = journal.all().map_err(EngineError::Journal)?.into_iter().map(|record| record.point).collect();
+    let guest = inspect(&client).await?;
+    let mut removed = Vec::new();
+    for bitmap in orphans::at_recovery(&guest.disks, repository, &in_flight) {
+        let named = format!("bitmap {} of node {}", bitmap.name, bitmap.node);
+        ask(&client, &BlockDirtyBitmapRemove(bitmap)).await?;
+        removed.push(named);
+    }
+    Ok(removed)
+}
+
 /// What is used by others goes after them: a fleece from its snapshot down.
 fn order(node: &str) -> usize {
     let first = [NodeRole::Snapshot, NodeRole::Filter, NodeRole::Scratch];
@@ -64,7 +86,7 @@ fn role(node: &str) -> Option<NodeRole> {
     all.into_iter().find(|role| role.as_str() == end)
 }
 
-/// Every device that has the filter gets what is below it.
+/// Every device that has the filter gets what is below it; so does an overlay.
 async fn switch_back(client: &Client, filter: &str) -> Result<(), EngineError> {
     let graph = ask(client, &QueryBlockGraph {}).await?;
     let Some(below) = below(&graph, filter) else { return Ok(()) };
@@ -74,7 +96,7 @@ async fn switch_back(client: &Client, filter: &str) -> Result<(), EngineError> {
             ask(client, &set_drive(&qdev, below)).await?;
         }
     }
-    Ok(())
+    free(client, filter).await
 }
 
 async fn end_jobs(client: &Client, known: &BTreeSet<AttemptId>, removed: &mut Vec<String>) -> Result<(), EngineError> {
@@ -118,6 +140,6 @@ fn attempt_of_fd(opaque: &str) -> Option<AttemptId> {
 }
 
 async fn ask<C: Command>(client: &Client, command: &C) -> Result<C::Reply, EngineError> {
-    let act = format!("Removing what an unknown attempt left ({})", C::NAME);
+    let act = format!("Removing what nobody needs ({})", C::NAME);
     client.execute(command).await.map_err(|source| EngineError::Qemu { act, source })
 }

@@ -10,7 +10,7 @@ use super::{Done, Driven, EngineError, Halt, Run};
 use crate::{
     chain::{graph::Graph, point::Point},
     engine::{
-        error::GUEST_HARMED,
+        error::{FILTER_STUCK, GUEST_HARMED, TARGET_STUCK},
         graph::inspect,
         journal::{Failure, Record, State},
         orphans,
@@ -40,8 +40,8 @@ enum Work {
 enum Cleared {
     /// Nothing of it is there.
     All,
-    /// Something stays, with what to say about it.
-    Stuck(String),
+    /// Something stays, with the word for it and what to say about it.
+    Stuck(&'static str, String),
 }
 
 impl Run<'_> {
@@ -114,9 +114,9 @@ impl Run<'_> {
         let harmed = failure.reason == GUEST_HARMED;
         let cleared = self.undo(record, harmed).await?;
         let mut failure = failure.clone();
-        if let Cleared::Stuck(what) = &cleared {
+        if let Cleared::Stuck(reason, what) = &cleared {
             failure = Failure {
-                reason: "TargetStuck".to_owned(),
+                reason: (*reason).to_owned(),
                 message: format!("{what}; the run had failed before: {}", failure.message),
                 retriable: true,
                 cancelled: false,
@@ -136,9 +136,8 @@ impl Run<'_> {
                 self.sent_on = None;
                 Ok(())
             }
-            Cleared::Stuck(what) => {
-                let failure =
-                    Failure { reason: "TargetStuck".to_owned(), message: what, retriable: true, cancelled: false };
+            Cleared::Stuck(reason, what) => {
+                let failure = Failure { reason: reason.to_owned(), message: what, retriable: true, cancelled: false };
                 self.fail(record, failure).await?;
                 Err(EngineError::NotCleared { run: record.request.run_name.clone() }.into())
             }
@@ -150,7 +149,7 @@ impl Run<'_> {
         let (ended, now) = (self.state.clone(), self.now());
         let guest = record.request.guest.uuid.clone();
         let forget = matches!(cleared, Cleared::All);
-        if let Cleared::Stuck(what) = cleared {
+        if let Cleared::Stuck(_, what) = cleared {
             tracing::warn!(run = %record.request.run, "{what}; the guest's next run tries again");
         }
         let kept = self
@@ -171,7 +170,7 @@ impl Run<'_> {
     async fn undo(&mut self, record: &Record, harmed: bool) -> Done<Cleared> {
         let within = self.engine.patience.undo;
         let cleared = self.clear_within(record, within, Work::Undo { harmed }).await?;
-        if matches!(cleared, Cleared::Stuck(_)) {
+        if matches!(cleared, Cleared::Stuck(..)) {
             // QEMU may still write to the files; the journal leads to them.
             return Ok(cleared);
         }
@@ -188,7 +187,7 @@ impl Run<'_> {
                 Err(halt) => return Err(halt),
             }
         }
-        Ok(stays.map_or(Cleared::All, Cleared::Stuck))
+        Ok(stays.map_or(Cleared::All, |what| Cleared::Stuck(TARGET_STUCK, what)))
     }
 
     async fn discard(&mut self, record: &Record) -> Done<()> {
@@ -288,12 +287,16 @@ impl Run<'_> {
                     Ok(()) => return Ok(Cleared::All),
                     Err(Halt::Failed(error)) if error.is_lost_connection() => error.failure().message,
                     Err(Halt::Failed(error @ EngineError::Journal(_))) => return Err(error.into()),
-                    Err(Halt::Failed(error)) => return Ok(Cleared::Stuck(error.failure().message)),
+                    Err(Halt::Failed(error)) => {
+                        let reason = if error.reason() == FILTER_STUCK { FILTER_STUCK } else { TARGET_STUCK };
+                        return Ok(Cleared::Stuck(reason, error.failure().message));
+                    }
                     Err(halt) => return Err(halt),
                 },
             };
             if Instant::now() > until {
-                return Ok(Cleared::Stuck(format!("{problem}: what it holds of the run is removed when it does")));
+                let what = format!("{problem}: what it holds of the run is removed when it does");
+                return Ok(Cleared::Stuck(TARGET_STUCK, what));
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(100)) => {}

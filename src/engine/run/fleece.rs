@@ -3,18 +3,19 @@
 
 use std::time::Duration;
 
-use super::{Done, Run};
+use super::{Done, Run, overlay};
 use crate::{
     engine::{
+        gate::Passage,
         graph::GuestFacts,
         journal::{Record, State},
         plan::Drive,
     },
     ids::NodeRole,
     qmp::{
-        Client,
+        Client, Command,
         block::{BlockDevice, BlockGraph, GraphNode, GraphNodeKind, RunState},
-        command::{Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
+        command::{BlockStream, Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
 };
 
@@ -87,8 +88,8 @@ impl Run<'_> {
         self.execute(client, &format!("Giving device {qdev} the node {node}"), &set_drive(qdev, node)).await.map(drop)
     }
 
-    /// Takes a filter away from between a device and what is below it now. A device that has another node by now, or is
-    /// gone, is left alone.
+    /// Takes a filter away from between a device, or an overlay that somebody has put on it, and what is below it now. A
+    /// device that has another node by now, or is gone, is left alone.
     pub(super) async fn switch_back(&self, client: &Client, drive: &Drive) -> Done<()> {
         let devices = self.execute(client, "Asking QEMU for the guest's disks", &QueryBlock {}).await?;
         let has = |device: &&BlockDevice| {
@@ -96,7 +97,10 @@ impl Run<'_> {
                 && device.inserted.as_ref().is_some_and(|node| node.node_name == drive.node)
         };
         if devices.iter().find(has).is_none() {
-            return Ok(());
+            self.engine.gates.pass(Passage::Sending(BlockStream::NAME)).await;
+            let freed = overlay::free(client, &drive.node).await;
+            self.engine.gates.pass(Passage::Replied(BlockStream::NAME)).await;
+            return Ok(freed?);
         }
         let graph = self.execute(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
         match below(&graph, &drive.node) {

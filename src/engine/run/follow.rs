@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Done, EngineError, Halt, Run};
+use super::{Done, EngineError, Halt, Run, overlay};
 use crate::{
     chain::next,
     engine::{
@@ -18,8 +18,8 @@ use crate::{
         Client, Event, ExecuteError,
         block::{BlockDevice, BlockNode, FdSet, JobInfo, RunState},
         command::{
-            BlockdevDel, QueryBlock, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
-            RemoveFd,
+            BlockdevDel, QueryBlock, QueryBlockGraph, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes,
+            QueryStatus, RemoveFd,
         },
     },
 };
@@ -92,6 +92,16 @@ impl Run<'_> {
                 return Err(EngineError::MigrationStarted { status: format!("{:?}", status.status) }.into());
             }
             _ => {}
+        }
+        if record.is_fleeced() {
+            // QEMU sends no event for a snapshot.
+            let graph = self.execute(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
+            for (index, disk) in record.disks.iter().enumerate() {
+                if let Some(overlay) = overlay::overlay_on(&graph, &record.node(index, NodeRole::Filter)) {
+                    let (disk, overlay) = (disk.name.clone(), overlay.to_owned());
+                    return Err(EngineError::Overlaid { disk, overlay }.into());
+                }
+            }
         }
         let migration = self.execute(client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
         match migration.status {

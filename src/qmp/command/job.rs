@@ -38,6 +38,27 @@ impl Command for JobDismiss {
     type Reply = Empty;
 }
 
+/// Takes what stands between an overlay and its base out of the chain, and what is allocated there into the overlay; the
+/// overlay's header then names the base, with its format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockStream {
+    /// The job's id.
+    pub job_id: String,
+    /// The overlay's node.
+    pub device: String,
+    /// The base's node.
+    pub base_node: String,
+    /// What the header is to call the base; QEMU's own name for it where none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<String>,
+}
+
+impl Command for BlockStream {
+    const NAME: &'static str = "block-stream";
+    type Reply = Empty;
+}
+
 /// Bounds the bandwidth of a running block job.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockJobSetSpeed {

@@ -365,10 +365,10 @@ async fn leftovers_that_no_journal_knows_are_removed_only_at_a_persons_word() {
     assert_failed(&host.run("next").await, "ForeignJob");
     let (engine, monitor) = (host.engine(), Monitor::new(Address::Unix(host.qemu.socket())));
     let guest = UUID.parse().unwrap();
-    let recovered = engine.recover(&monitor, &guest, false).await.unwrap();
+    let recovered = engine.recover(&monitor, &guest, &host.id, false).await.unwrap();
     assert_eq!((recovered.found, recovered.adopted.len()), (false, 0));
     assert_eq!(host.qemu.jobs().len(), 2);
-    let recovered = engine.recover(&monitor, &guest, true).await.unwrap();
+    let recovered = engine.recover(&monitor, &guest, &host.id, true).await.unwrap();
     assert!(recovered.adopted.len() >= 6, "{recovered:?}");
     monitor.disconnect().await;
     host.qemu.set_pace(Pace::AtOnce);
@@ -383,11 +383,11 @@ async fn recover_finishes_what_the_journal_holds() {
     going.copying().await;
     let (engine, monitor) = (host.engine(), Monitor::new(Address::Unix(host.qemu.socket())));
     let guest = UUID.parse().unwrap();
-    assert_eq!(engine.recover(&monitor, &guest, false).await.unwrap_err().reason(), "GuestInUse");
+    assert_eq!(engine.recover(&monitor, &guest, &host.id, false).await.unwrap_err().reason(), "GuestInUse");
     going.control.detach.cancel();
     going.end().await;
     host.qemu.finish_jobs();
-    let recovered = tokio::time::timeout(Duration::from_secs(30), engine.recover(&monitor, &guest, false));
+    let recovered = tokio::time::timeout(Duration::from_secs(30), engine.recover(&monitor, &guest, &host.id, false));
     assert_complete(&recovered.await.unwrap().unwrap().run.unwrap());
     assert_eq!((host.starts(), host.assert_tidy()), (1, 1));
 }

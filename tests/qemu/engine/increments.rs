@@ -21,6 +21,7 @@ use serde_json::json;
 use super::{Going, Host, MIB, assert_clean, assert_complete, bitmaps, fill, varied, zero};
 use crate::lab::{
     machine::{Disk, Machine, Plan, run},
+    monitor::Monitor,
     reference::{Reference, difference},
 };
 
@@ -132,6 +133,27 @@ async fn what_becomes_of_bitmaps_when_qemu_ends() {
     let lost = [full(TypeReason::BitmapMissing), full(TypeReason::NotSupportedByFormat)];
     assert_eq!(auto(&host, &machine, "again").await, lost);
     assert_eq!(auto(&host, &machine, "quiet").await, [INCREMENT; 2]);
+}
+
+/// QEMU resizes no disk that has an inconsistent bitmap; whoever cannot wait for the next backup has it removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn bitmaps_that_a_crash_made_useless_go_with_a_recovery() {
+    let host = Host::new();
+    let mut machine = Plan::new().disk(Disk::qcow2("kept", 2 * MIB)).start();
+    assert_eq!(auto(&host, &machine, "first").await, [full(TypeReason::FirstBackup)]);
+    machine.quit();
+    machine.start_again();
+    machine.kill();
+    machine.start_again();
+    let resize = json!({ "node-name": "fmt-kept", "size": 3 * MIB });
+    let refused = Monitor::connect(machine.qmp().as_path()).try_execute("block_resize", resize.clone()).unwrap_err();
+    assert!(refused.contains("inconsistent"), "{refused}");
+    let monitor = super::host::monitor(machine.qmp());
+    let recovered = host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.id, false).await.unwrap();
+    drop(monitor);
+    assert_eq!((recovered.found, recovered.removed.len()), (false, 2), "{recovered:?}");
+    machine.execute("block_resize", resize);
+    assert_eq!(auto(&host, &machine, "next").await, [full(TypeReason::BitmapMissing)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

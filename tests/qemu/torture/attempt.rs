@@ -95,7 +95,6 @@ impl Torture {
         };
         let said = std::fs::read_to_string(self.folder.path().join("stdout")).unwrap();
         let said: Value = serde_json::from_str(&said).unwrap_or_default();
-        let _ = std::fs::remove_file(self.filler());
         self.machine.end_former();
         if !self.machine.is_alive() {
             self.restart(false);
@@ -163,6 +162,9 @@ impl Torture {
                 let taken = (free.f_bavail * free.f_frsize).saturating_sub(left);
                 // The run takes space too.
                 let _ = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, taken.max(1));
+                // A copy that is whole waits for room.
+                std::thread::sleep(Duration::from_millis(500));
+                std::fs::remove_file(self.filler()).unwrap();
             }
             Fault::Unplug => {
                 self.machine.unplug("b");
@@ -170,9 +172,7 @@ impl Torture {
                 self.pending.push(without.collect());
             }
             Fault::Migrate => {
-                let bitmaps = self.rng.random();
-                let moved = self.machine.migrate(bitmaps);
-                self.deeds.push(format!("bitmaps {bitmaps} moved {moved}"));
+                self.migrate();
                 self.forget_transient();
             }
             Fault::Hang | Fault::Sever => {

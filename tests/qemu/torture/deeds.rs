@@ -126,14 +126,9 @@ impl Torture {
             Deed::Plug => self.machine.plug("b"),
             Deed::Migrate if !self.can_migrate() => return,
             Deed::Migrate => {
-                let bitmaps = self.rng.random();
-                let moved = self.machine.migrate(bitmaps);
+                let moved = self.migrate();
                 self.machine.end_former();
                 assert!(moved || copies, "{:?}: the migration failed", self.deeds);
-                if !bitmaps {
-                    self.forget_transient();
-                }
-                self.deeds.push(format!("bitmaps {bitmaps} moved {moved}"));
             }
             Deed::LosePoint => {
                 let Some((newest, _)) = self.points.pop_last() else { return };
@@ -162,6 +157,18 @@ impl Torture {
     /// A second QEMU is started with the disks of the plan: overlays and what was plugged have other places there.
     pub(super) fn can_migrate(&self) -> bool {
         self.bases.is_empty() && self.is_plugged()
+    }
+
+    /// The machine goes on in a second QEMU, with its bitmaps or without. Gives whether it does.
+    pub(super) fn migrate(&mut self) -> bool {
+        // QEMU sends none while one is inconsistent, and the migration fails (measured on 7.2 and 10.0).
+        let bitmaps = self.rng.random() && !["a", "b", "c"].iter().any(|disk| is_inconsistent(&self.machine, disk));
+        let moved = self.machine.migrate(bitmaps);
+        if !bitmaps {
+            self.forget_transient();
+        }
+        self.deeds.push(format!("bitmaps {bitmaps} moved {moved}"));
+        moved
     }
 
     /// A write of some kind at a random place of a random disk.
