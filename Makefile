@@ -71,7 +71,7 @@ test:
 	stage "unit tests" $(cargo_test) --quiet --lib --bins
 	stage "tests without QEMU" $(cargo_test) --quiet --test it
 	stage "tests with QEMU" $(more_threads) $(cargo_test) --test qemu
-	[ "$$(id -u)" != 0 ] || stage "the engine's tests with QEMU 10.0" $(on_other_qemu) $(more_threads) $(cargo_test) --test qemu -- engine:: torture:: --skip never_comes
+	[ "$$(id -u)" != 0 ] || stage "the engine's tests with QEMU 10.0" $(on_other_qemu) $(more_threads) $(cargo_test) --test qemu -- engine:: torture:: qmp::fleece --skip never_comes
 	stage "tests with Kubernetes and QEMU" $(many_threads) $(cargo_test) --test cluster
 	[ "$$(id -u)" != 0 ] || stage "make sandbox, and what it says to type" tests/sandbox/check
 

@@ -147,7 +147,7 @@ pub(crate) fn host(folder: &Path) -> PathBuf {
 }
 
 /// Noise that no file system can compress, then a hole.
-fn fill(path: &Path, size: u64, data: u64) {
+pub(crate) fn fill(path: &Path, size: u64, data: u64) {
     let mut noise = blake3::Hasher::new().update(b"bench").finalize_xof();
     let mut file = File::create(path).unwrap();
     let mut block = vec![0; 1 << 20];

@@ -17,6 +17,7 @@ use crate::{
         mount::{Mount, fill_up},
         tiny_guest::WriterState,
     },
+    ways::version,
 };
 
 const MIB: u64 = 1 << 20;
@@ -44,9 +45,8 @@ pub fn writes(quick: bool) -> Vec<Row> {
     machine.console().go();
     std::thread::sleep(look);
     let idle = watch(&machine, look);
-    let version = &machine.execute("query-version", json!({}))["qemu"];
-    let version = format!("{}.{}", version["major"], version["minor"]);
-    let mut rows = vec![Row::reported(&format!("Guest's writes on QEMU {version}, no backup"), shown(&idle))];
+    let mut rows =
+        vec![Row::reported(&format!("Guest's writes on QEMU {}, no backup", version(&machine)), shown(&idle))];
     rows.push(Row::reported(
         "  a plain job straight to a repository of 1 MiB/s",
         shown(&plain(&machine, folder.path(), look)),
@@ -61,7 +61,7 @@ pub fn writes(quick: bool) -> Vec<Row> {
         let found = staged(&machine, &place, trouble, look);
         rows.extend(judged(&format!("  staged, to a repository {what}"), &found, &idle));
     }
-    if machine.execute("query-version", json!({}))["qemu"]["major"].as_u64() >= Some(9) {
+    if machine.can_fleece() {
         let found = fleeced(&machine, &folder.path().join("fleeced"), look);
         rows.extend(judged("  fleeced, to a local repository", &found, &idle));
     }
@@ -153,7 +153,7 @@ fn fleeced(machine: &Machine, place: &Path, look: Duration) -> WriterState {
 }
 
 /// The configuration of a host of its own, with a scratch folder, and a repository's folder.
-fn host(place: &Path) -> (PathBuf, PathBuf) {
+pub(crate) fn host(place: &Path) -> (PathBuf, PathBuf) {
     let (repository, scratch) = (place.join("repository"), place.join("scratch"));
     std::fs::create_dir_all(&repository).unwrap();
     std::fs::create_dir(&scratch).unwrap();

@@ -22,6 +22,7 @@ mod installation;
 mod lab;
 #[path = "../../tests/support/objects.rs"]
 mod objects;
+mod ways;
 
 use std::time::Duration;
 
@@ -58,14 +59,17 @@ fn main() {
         let mut chosen = words.iter().filter(|word| !word.starts_with("--")).peekable();
         chosen.peek().is_none() || chosen.any(|word| name.contains(word.as_str()))
     };
-    let benches: [(&str, Bench); 8] = [
+    let benches: [(&str, Bench); 11] = [
         ("backup-large", backup::large),
         ("backup-small", backup::small),
         ("increment-small", increment::small),
         ("increment-sizes", increment::sizes),
+        ("ways", ways::beside_each_other),
+        ("ways-clone", ways::clone),
         ("guest-writes", guest::writes),
         ("idle-agent", idle::agent),
         ("cluster-latency", cluster::latency),
+        ("cluster-increment", cluster::increment),
         ("crowd-controller", crowd::controller),
     ];
     let mut rows = Vec::new();

@@ -1,6 +1,7 @@
 //! The QMP client against a real QEMU, and the scripted one beside it: what a test of the engine believes of the
 //! scripted QEMU is shown here of the real one by the very same steps.
 
+mod fleece;
 mod machine;
 mod refusals;
 

@@ -96,7 +96,7 @@ impl Torture {
         let path = |name: &str| folder.path().join(name).display().to_string();
         let config = format!(
             "state = {:?}\nlocks = {:?}\nguests = {:?}\nrepositoryRoots = [{:?}]\nreserve = \"1Mi\"\n\
-             [restoreRoots]\nteam-a = [{:?}]\n[scratch]\ndirectory = {:?}\nbudget = \"16Mi\"\n",
+             [restoreRoots]\nteam-a = [{:?}]\n[scratch]\ndirectory = {:?}\nbudget = \"24Mi\"\n",
             path("state"),
             path("locks"),
             path("guests.d"),

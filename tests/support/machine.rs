@@ -182,6 +182,22 @@ impl Machine {
         self.monitor.lock().expect("no test thread panicked here").execute(command, arguments)
     }
 
+    /// The same, or QEMU's description of the error.
+    pub fn try_execute(&self, command: &str, arguments: serde_json::Value) -> Result<serde_json::Value, String> {
+        self.monitor.lock().expect("no test thread panicked here").try_execute(command, arguments)
+    }
+
+    /// QEMU's version.
+    pub fn version(&self) -> (u64, u64) {
+        let version = &self.execute("query-version", json!({}))["qemu"];
+        (version["major"].as_u64().unwrap_or_default(), version["minor"].as_u64().unwrap_or_default())
+    }
+
+    /// Whether QEMU is one that shows right data in a snapshot.
+    pub fn can_fleece(&self) -> bool {
+        self.version() >= (8, 2)
+    }
+
     /// `query-status`: `running`, `paused`, `prelaunch`, `io-error`.
     pub fn status(&self) -> String {
         self.execute("query-status", json!({}))["status"].as_str().unwrap_or_default().to_owned()
@@ -256,7 +272,7 @@ impl Machine {
 
     /// A clean end by `quit`, with the bitmaps stored.
     pub fn quit(&mut self) {
-        let _ = self.monitor.lock().expect("no test thread panicked here").try_execute("quit", json!({}));
+        let _ = self.try_execute("quit", json!({}));
         self.child.wait(Duration::from_secs(20));
     }
 

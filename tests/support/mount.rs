@@ -27,15 +27,25 @@ impl Mount {
         Mount::new(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], at)
     }
 
+    /// An ext4 in a file that takes what is written to it: as large as one likes, and no promise below it.
+    pub fn sparse_ext4(image: &Path, size: u64, at: &Path) -> Option<Mount> {
+        make_ext4(image, size);
+        Mount::new(&["-o", "loop", image.to_str().expect("the file system of the test can be made")], at)
+    }
+
     /// An ext4 in a file.
     pub fn ext4(image: &Path, size: u64, at: &Path) -> Option<Mount> {
-        fs::File::create(image).and_then(|file| file.set_len(size)).expect("the file system of the test can be made");
-        run(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(image));
+        make_ext4(image, size);
         // Written in whole, and not only sized: what ext4 promises must not fail below it.
         fs::write(image, fs::read(image).expect("the file system of the test can be made"))
             .expect("the file system of the test can be made");
         Mount::new(&["-o", "loop", image.to_str().expect("the file system of the test can be made")], at)
     }
+}
+
+fn make_ext4(image: &Path, size: u64) {
+    fs::File::create(image).and_then(|file| file.set_len(size)).expect("the file system of the test can be made");
+    run(Command::new("mkfs.ext4").args(["-q", "-b", "4096", "-m", "0"]).arg(image));
 }
 
 impl Drop for Mount {

@@ -76,6 +76,20 @@ fn a_sentinel_younger_than_the_newest_checkpoint_of_its_lineage_goes() {
 }
 
 #[test]
+fn a_recovery_takes_what_is_useless_whatever_the_repository_holds() {
+    use BitmapRole::{Checkpoint, Increment, Sentinel};
+    let useless = || BitmapFacts { inconsistent: true, ..bitmap(&name(1, 1, Checkpoint)) };
+    let busy = BitmapFacts { busy: true, ..bitmap(&name(3, 1, Increment)) };
+    let kept = [bitmap(&name(2, 1, Checkpoint)), bitmap(&name(2, 1, Sentinel)), bitmap("theirs"), busy];
+    let all = kept.into_iter().chain([useless(), bitmap(&name(2, 1, Increment))]).collect();
+    let gone = at_recovery(&[disk(all)], &REPOSITORY.parse().unwrap(), &BTreeSet::new());
+    let gone: Vec<_> = gone.into_iter().map(|bitmap| bitmap.name).collect();
+    assert_eq!(gone, [name(1, 1, Checkpoint), name(2, 1, Increment)]);
+    let in_flight = [point(1)].into_iter().collect();
+    assert_eq!(at_recovery(&[disk(vec![useless()])], &REPOSITORY.parse().unwrap(), &in_flight), vec![]);
+}
+
+#[test]
 fn every_increments_bitmap_and_every_inconsistent_one_goes() {
     use BitmapRole::{Checkpoint, Increment};
     let mut broken = bitmap(&name(2, 1, Checkpoint));

@@ -76,6 +76,10 @@ impl Run<'_> {
     async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
         self.close_nodes(client, record).await?;
         self.end_jobs(client, record, false).await?;
+        let nodes = self.nodes(client).await?;
+        for disk in &record.disks {
+            self.remove_bitmap(client, &nodes, &record.bitmap(disk, BitmapRole::Increment).to_string()).await?;
+        }
         let guest = inspect(client).await?;
         let sentinels = record
             .disks
@@ -210,17 +214,7 @@ impl Run<'_> {
                 // All of them are ended above, because the first ones' targets may be needed by the last; the files go
                 // once QEMU has let go of them.
                 Undo::EndJob { .. } | Undo::DiscardStaging | Undo::DiscardPoint => {}
-                Undo::RemoveBitmap { name } => {
-                    let has = |node: &&BlockNode| {
-                        node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name.as_str()))
-                    };
-                    // Below somebody's snapshot it cannot be removed: a later run does, once the layer is active again.
-                    for node in nodes.iter().filter(has).filter(|node| !node.ro) {
-                        let (act, node) = (format!("Removing bitmap {name}"), node.node_name.clone());
-                        let remove = BlockDirtyBitmapRemove(BitmapRef { node, name: name.clone() });
-                        self.execute(client, &act, &remove).await?;
-                    }
-                }
+                Undo::RemoveBitmap { name } => self.remove_bitmap(client, &nodes, &name).await?,
                 Undo::SwitchBack { drive } => self.switch_back(client, &drive).await?,
                 Undo::CloseNode { node } => self.close_node(client, &nodes, &node).await?,
                 Undo::RemoveFds { opaque } => self.give_up_fds(client, &sets, |word| word == opaque).await?,
@@ -231,6 +225,18 @@ impl Run<'_> {
             if status.status == RunState::IoError {
                 self.execute(client, "Continuing the guest", &Cont {}).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Removes a bitmap from whichever of `nodes` has it: its disk may have been unplugged meanwhile.
+    async fn remove_bitmap(&self, client: &Client, nodes: &[BlockNode], name: &str) -> Done<()> {
+        let has = |node: &&BlockNode| node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name));
+        // Below somebody's snapshot it cannot be removed: a later run does, once the layer is active again.
+        for node in nodes.iter().filter(has).filter(|node| !node.ro) {
+            let (act, node) = (format!("Removing bitmap {name}"), node.node_name.clone());
+            let remove = BlockDirtyBitmapRemove(BitmapRef { node, name: name.to_owned() });
+            self.execute(client, &act, &remove).await?;
         }
         Ok(())
     }

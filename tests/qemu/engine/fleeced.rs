@@ -28,11 +28,6 @@ fn request(host: &Host, machine: &Machine, run: &str, bandwidth: u64) -> BackupR
     BackupRequest { kind: RequestedType::Auto, fleecing: RequestedFleecing::Always, ..request }
 }
 
-pub(super) fn is_safe(machine: &Machine) -> bool {
-    let version = &machine.execute("query-version", json!({}))["qemu"];
-    (version["major"].as_u64(), version["minor"].as_u64()) >= (Some(8), Some(2))
-}
-
 /// The nodes of devices are what they were before a run.
 fn tops(machine: &Machine) -> Vec<(String, String)> {
     let devices = machine.execute("query-block", json!({}));
@@ -62,7 +57,7 @@ async fn below_8_2_nothing_is_fleeced_and_above_it_says_what_is_missing() {
     let machine = Plan::new().disk(Disk::qcow2("disk0", 2 * MIB)).start();
     let host = Host::new();
     let state = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "always", 0)).end().await;
-    let reason = if is_safe(&machine) { "ScratchMissing" } else { "FleecingUnsafe" };
+    let reason = if machine.can_fleece() { "ScratchMissing" } else { "FleecingUnsafe" };
     assert_failed(&state, reason);
     assert!(!state.retriable && state.message.contains("Auto"), "{}", state.message);
     let host = self::host(64 * MIB);
@@ -70,7 +65,7 @@ async fn below_8_2_nothing_is_fleeced_and_above_it_says_what_is_missing() {
     let going = Going::start(&host.engine(), machine.qmp(), &auto);
     going.reach(Phase::Copying).await;
     let nodes = machine.execute("query-named-block-nodes", json!({ "flat": true })).to_string();
-    assert_eq!(nodes.contains("snapshot-access"), is_safe(&machine), "{nodes}");
+    assert_eq!(nodes.contains("snapshot-access"), machine.can_fleece(), "{nodes}");
     assert_complete(&going.end().await);
     assert_clean(&machine);
 }
@@ -78,7 +73,7 @@ async fn below_8_2_nothing_is_fleeced_and_above_it_says_what_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_point_of_a_fleeced_chain_shows_the_disks_of_its_instant() {
     let machine = varied().start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -121,7 +116,7 @@ async fn each_point_of_a_fleeced_chain_shows_the_disks_of_its_instant() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scratch_that_is_full_fails_the_run_and_the_guest_notices_nothing() {
     let machine = Plan::new().disk(Disk::qcow2("disk0", 16 * MIB)).start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(2 * MIB);
@@ -146,7 +141,7 @@ async fn a_scratch_that_is_full_fails_the_run_and_the_guest_notices_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_fleeced_run_leaves_nothing_and_a_detached_one_is_adopted() {
     let machine = varied().start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -176,7 +171,7 @@ async fn a_cancelled_fleeced_run_leaves_nothing_and_a_detached_one_is_adopted() 
 async fn a_paused_guest_stays_paused_and_a_killed_one_costs_the_run() {
     let mut machine =
         Plan::new().disk(Disk::qcow2("a", 4 * MIB)).disk(Disk::raw("b", MIB).attach(Attach::Scsi)).paused().start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -210,7 +205,7 @@ async fn a_fleeced_run_that_is_stopped_at_any_act_is_ended_by_the_next_engine() 
     };
     let machine =
         Plan::new().disk(Disk::qcow2("a", 2 * MIB)).disk(Disk::raw("b", MIB + 512).attach(Attach::Scsi)).start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -273,7 +268,7 @@ fn base_format(overlay: &std::path::Path) -> String {
 async fn somebodys_snapshot_during_a_fleeced_run_ends_it_and_its_overlay_is_made_right() {
     let plan = || Plan::new().disk(Disk::qcow2("a", 4 * MIB)).disk(Disk::raw("b", 2 * MIB + 512).attach(Attach::Scsi));
     let mut machine = plan().start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -316,7 +311,7 @@ async fn somebodys_snapshot_during_a_fleeced_run_ends_it_and_its_overlay_is_made
 #[tokio::test(flavor = "multi_thread")]
 async fn a_filter_below_an_overlay_that_is_busy_is_stuck_until_it_is_not() {
     let mut machine = Plan::new().disk(Disk::qcow2("disk0", 8 * MIB)).start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);
@@ -358,7 +353,7 @@ async fn a_filter_below_an_overlay_that_is_busy_is_stuck_until_it_is_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleece_that_no_journal_knows_is_removed_at_a_persons_word() {
     let machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).start();
-    if !is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(1 << 30);

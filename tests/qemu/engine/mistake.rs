@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::{MIB, SOON, fleeced::is_safe};
+use super::{MIB, SOON};
 use crate::lab::{
     child::wait_for,
     machine::{Disk, Format, Plan, run},
@@ -43,5 +43,5 @@ fn a_snapshot_of_an_old_qemu_shows_zeros_that_the_guest_has_written_since() {
     machine.execute("job-dismiss", json!({ "id": "j" }));
     machine.execute("blockdev-del", json!({ "node-name": "t" }));
     let differs = reference.difference("disk0", &file("t"), Format::Qcow2);
-    assert_eq!(differs.is_none(), is_safe(&machine), "{differs:?}");
+    assert_eq!(differs.is_none(), machine.can_fleece(), "{differs:?}");
 }

@@ -130,7 +130,7 @@ async fn two_runs_that_begin_at_once_are_not_promised_the_same_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_staged_run_may_be_fleeced_too() {
     let machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).start();
-    if !super::fleeced::is_safe(&machine) {
+    if !machine.can_fleece() {
         return;
     }
     let host = host(64 * MIB);

@@ -95,7 +95,7 @@ impl Machine {
         let folder = Machine::files();
         let disk0 = FakeDisk::qcow2("disk0", folder.path().join("disk0.raw")).node("n0");
         let disk1 = FakeDisk::raw("disk1", folder.path().join("disk1.raw")).node("n1");
-        let setup = Setup::new(folder.path().join("qmp")).uuid(UUID).disk(disk0).disk(disk1);
+        let setup = Setup::new(folder.path().join("qmp")).uuid(UUID).disk(disk0).disk(disk1).version(10, 0);
         let qemu = setup.pace(Pace::AtOnce).start().unwrap();
         Machine { folder, kind: Kind::Fake(qemu) }
     }
@@ -138,6 +138,10 @@ impl Machine {
             }
             Kind::Fake(qemu) => qemu.kill(),
         }
+    }
+
+    pub(super) fn is_scripted(&self) -> bool {
+        matches!(self.kind, Kind::Fake(_))
     }
 
     /// Jobs of the scripted one go on until they are cancelled; the real one's go on by their small bandwidth.

@@ -12,7 +12,7 @@ use rand::{RngExt, seq::IndexedRandom};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use super::{MIB, Torture};
+use super::{MIB, Torture, deeds::active};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -37,10 +37,12 @@ enum Fault {
     Unplug,
     /// The machine goes on in a second QEMU.
     Migrate,
+    /// Somebody takes a snapshot of a disk, or of what the run has put above it.
+    Snapshot,
 }
 
 /// Half of the runs go well.
-const FAULTS: [(u32, Fault); 11] = [
+const FAULTS: [(u32, Fault); 12] = [
     (50, Fault::None),
     (14, Fault::KillCommand),
     (10, Fault::KillMachine),
@@ -52,6 +54,7 @@ const FAULTS: [(u32, Fault); 11] = [
     (8, Fault::Full),
     (6, Fault::Unplug),
     (8, Fault::Migrate),
+    (8, Fault::Snapshot),
 ];
 
 impl Torture {
@@ -60,13 +63,18 @@ impl Torture {
         let kind =
             *["Auto", "Auto", "Auto", "Auto", "Auto", "Full", "Incremental", "Copy"].choose(&mut self.rng).unwrap();
         let bandwidth = *["", "16Mi", "4Mi"].choose(&mut self.rng).unwrap();
-        let fleecing = *["Auto", "Always", "Never"].choose(&mut self.rng).unwrap();
+        let mut fleecing = *["Auto", "Always", "Never"].choose(&mut self.rng).unwrap();
+        if fleecing == "Always" && !self.machine.can_fleece() && self.rng.random_ratio(9, 10) {
+            // It is refused there.
+            fleecing = "Never";
+        }
         let path = *["Auto", "Auto", "Staged"].choose(&mut self.rng).unwrap();
         let fault = match FAULTS.choose_weighted(&mut self.rng, |(weight, _)| *weight).unwrap().1 {
             Fault::Hang | Fault::Sever if self.behind.is_none() => Fault::None,
             Fault::Full if self.behind.is_some() => Fault::None,
             Fault::Unplug if !self.can_unplug() => Fault::None,
             Fault::Migrate if !self.can_migrate() => Fault::None,
+            Fault::Snapshot if self.is_overlay("a") => Fault::None,
             fault => fault,
         };
         let after = Duration::from_millis(self.rng.random_range(0..600));
@@ -174,6 +182,11 @@ impl Torture {
             Fault::Migrate => {
                 self.migrate();
                 self.forget_transient();
+            }
+            Fault::Snapshot => {
+                let node = if self.rng.random() { "fmt-a".to_owned() } else { active(&self.machine, "a") };
+                let taken = self.snapshot("a", &node);
+                self.deeds.push(format!("Snapshot of {node}, taken {taken}"));
             }
             Fault::Hang | Fault::Sever => {
                 let Some(behind) = &mut self.behind else { return };

@@ -20,9 +20,7 @@ impl Machine {
             (!devices.contains(&format!("/{}\"", disk.name)) && !devices.contains(&format!("\"{}\"", disk.name)))
                 .then_some(())
         });
-        let mut monitor = self.monitor.lock().expect("no test thread panicked here");
-        let _ = monitor.try_execute("blockdev-del", json!({ "node-name": disk.format_node() }));
-        drop(monitor);
+        let _ = self.try_execute("blockdev-del", json!({ "node-name": disk.format_node() }));
         self.plan.unplugged.push(disk);
     }
 
@@ -44,9 +42,9 @@ impl Machine {
         self.plan.disks.insert(place, disk);
     }
 
-    /// Goes on in a second QEMU, with its bitmaps by the stream or by the images alone. False where the migration failed: it
-    /// goes on here. The first QEMU is left as it is until [`Machine::end_former`].
-    pub fn migrate(&mut self, with_bitmaps: bool) -> bool {
+    /// Goes on in a second QEMU, with its bitmaps by the stream or by the images alone. Where the migration fails it goes on
+    /// here, and QEMU's words are returned. The first QEMU is left as it is until [`Machine::end_former`].
+    pub fn migrate(&mut self, with_bitmaps: bool) -> Result<(), String> {
         let there = self.folder.path().join("there");
         let _ = fs::remove_dir_all(&there);
         fs::create_dir(&there).expect("the machine's folder takes folders");
@@ -61,15 +59,14 @@ impl Machine {
         monitor.execute("migrate-incoming", json!({ "uri": stream }));
         self.execute("migrate", json!({ "uri": stream }));
         let done = wait_for("the migration ends", SOON, || {
-            match self.execute("query-migrate", json!({}))["status"].as_str() {
-                Some("completed") => Some(true),
-                Some("failed" | "cancelled") => Some(false),
+            let found = self.execute("query-migrate", json!({}));
+            match found["status"].as_str() {
+                Some("completed") => Some(Ok(())),
+                Some("failed" | "cancelled") => Some(Err(found["error-desc"].as_str().unwrap_or_default().to_owned())),
                 _ => None,
             }
         });
-        if !done {
-            return false;
-        }
+        done?;
         wait_for("the machine runs there", SOON, || {
             (monitor.execute("query-status", json!({}))["status"] == "running").then_some(())
         });
@@ -79,7 +76,7 @@ impl Machine {
         self.former = Some(std::mem::replace(&mut self.child, child));
         self.console = console;
         *self.monitor.lock().expect("no test thread panicked here") = monitor;
-        true
+        Ok(())
     }
 
     /// Ends the QEMU that it has migrated from.
