@@ -139,7 +139,7 @@ pub enum EngineError {
         detail: String,
     },
     /// A migration started while the run went on.
-    #[error("A migration of the guest started (it is {status}); it would fail at its end if the copy went on")]
+    #[error("A migration of the guest started (it is {status}), which cannot come to its end while the copy goes on")]
     MigrationStarted {
         /// QEMU's word.
         status: String,

@@ -272,9 +272,12 @@ pub enum RunState {
 
 /// What `query-migrate` returns, as far as it matters: whether one goes on.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct MigrationInfo {
     /// Such as `setup`, `active`, `completed`; none where there never was one.
     pub status: Option<String>,
+    /// Why it failed, where QEMU says so (10.0 does, 7.2 does not always; measured).
+    pub error_desc: Option<String>,
 }
 
 /// A property in `qom-list`.

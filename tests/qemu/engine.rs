@@ -6,6 +6,7 @@ mod fleeced;
 mod host;
 mod increments;
 mod load;
+mod migration;
 mod mistake;
 mod replies;
 mod staged;

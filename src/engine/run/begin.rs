@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Done, EngineError, Halt, Run, fleece::device_of, follow::is_migrating, scratch::Shares};
+use super::{Done, EngineError, Run, fleece::device_of, follow::is_migrating, scratch::Shares};
 use crate::{
     engine::{
         choose::{Refusal, choose},
@@ -143,15 +143,7 @@ impl Run<'_> {
         for bitmap in orphans::at_start(disks, &request.repository.id, &committed, &in_flight) {
             tracing::info!(node = %bitmap.node, name = %bitmap.name, "removing a bitmap that is of no use any more");
             let (act, bitmap) = (format!("Removing bitmap {}", bitmap.name), BlockDirtyBitmapRemove(bitmap));
-            match self.execute(client, &act, &bitmap).await {
-                Err(Halt::Failed(error)) if !error.is_lost_connection() => {
-                    // It harms nothing: its name is never used again.
-                    tracing::warn!(error = %error.failure().message, "a bitmap that nobody needs stays");
-                }
-                done => {
-                    done?;
-                }
-            }
+            self.try_to_remove(client, &act, &bitmap).await?;
         }
         let now = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
         let abandoned: Vec<_> = scan

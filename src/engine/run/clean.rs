@@ -99,15 +99,7 @@ impl Run<'_> {
             .collect();
         for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &sentinels, &in_flight) {
             let act = format!("Removing bitmap {}", bitmap.name);
-            match self.execute(client, &act, &BlockDirtyBitmapRemove(bitmap)).await {
-                Err(Halt::Failed(error)) if !error.is_lost_connection() => {
-                    // Costs memory and nothing else; the next run tries again.
-                    tracing::warn!(error = %error.failure().message, "a bitmap that nobody needs stays");
-                }
-                done => {
-                    done?;
-                }
-            }
+            self.try_to_remove(client, &act, &BlockDirtyBitmapRemove(bitmap)).await?;
         }
         Ok(())
     }
@@ -236,9 +228,21 @@ impl Run<'_> {
         for node in nodes.iter().filter(has).filter(|node| !node.ro) {
             let (act, node) = (format!("Removing bitmap {name}"), node.node_name.clone());
             let remove = BlockDirtyBitmapRemove(BitmapRef { node, name: name.to_owned() });
-            self.execute(client, &act, &remove).await?;
+            self.try_to_remove(client, &act, &remove).await?;
         }
         Ok(())
+    }
+
+    /// A bitmap that nobody needs costs memory and nothing else, and its name is never used again: where QEMU refuses, such
+    /// as while a migration takes it along, the next run tries again.
+    pub(super) async fn try_to_remove(&self, client: &Client, act: &str, remove: &BlockDirtyBitmapRemove) -> Done<()> {
+        match self.execute(client, act, remove).await {
+            Err(Halt::Failed(error)) if !error.is_lost_connection() => {
+                tracing::warn!(error = %error.failure().message, "a bitmap that nobody needs stays");
+                Ok(())
+            }
+            done => done.map(drop),
+        }
     }
 
     /// Dismisses the attempt's jobs; before that, with `cancel`, ends those that are not concluded.

@@ -16,7 +16,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Event, ExecuteError,
-        block::{BlockDevice, BlockNode, FdSet, JobInfo, RunState},
+        block::{BlockDevice, BlockNode, FdSet, JobInfo, MigrationInfo, RunState},
         command::{
             BlockdevDel, QueryBlock, QueryBlockGraph, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes,
             QueryStatus, RemoveFd,
@@ -34,7 +34,7 @@ impl Run<'_> {
         let client = self.client().await?;
         let mut events = client.events();
         self.check_sentinels(&client, record).await?;
-        let mut allocated = false;
+        let (mut allocated, mut migration) = (false, None);
         loop {
             let jobs = self.jobs(&client).await?;
             let block_jobs = self.execute(&client, "Asking QEMU for its jobs", &QueryBlockJobs {}).await?;
@@ -51,6 +51,7 @@ impl Run<'_> {
                 return Ok(());
             }
             self.check_harm(&client, record).await?;
+            migration = Some(self.check_migration(&client, migration.as_ref()).await?);
             let deadline = tokio::time::Instant::now() + POLL;
             loop {
                 tokio::select! {
@@ -75,8 +76,20 @@ impl Run<'_> {
         }
     }
 
+    /// A migration that starts would fail at its very end because of the job. One that takes bitmaps along has failed at once
+    /// because of the run's own: the next one is not to (both measured).
+    async fn check_migration(&self, client: &Client, before: Option<&MigrationInfo>) -> Done<MigrationInfo> {
+        let migration = self.execute(client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
+        let status = migration.status.clone().unwrap_or_default();
+        let failed = status == "failed" && before.is_some_and(|before| *before != migration);
+        if failed || is_migrating(&status) {
+            return Err(EngineError::MigrationStarted { status }.into());
+        }
+        Ok(migration)
+    }
+
     /// A copy without fleecing can make the guest's own writes fail, while its job goes on as `running` without an
-    /// error; and a migration that starts would fail at its very end because of the job (measured).
+    /// error (measured).
     async fn check_harm(&self, client: &Client, record: &Record) -> Done<()> {
         let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
         match status.status {
@@ -103,11 +116,7 @@ impl Run<'_> {
                 }
             }
         }
-        let migration = self.execute(client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
-        match migration.status {
-            Some(status) if is_migrating(&status) => Err(EngineError::MigrationStarted { status }.into()),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Whether no disk was shrunk between the choice of its type and the instant; from then on QEMU refuses to.
@@ -225,7 +234,7 @@ fn is_unknown(error: &ExecuteError) -> bool {
 }
 
 pub(super) fn is_migrating(status: &str) -> bool {
-    !matches!(status, "none" | "completed" | "failed" | "cancelled")
+    !matches!(status, "" | "none" | "completed" | "failed" | "cancelled")
 }
 
 /// Events after which it is worth to look at once.

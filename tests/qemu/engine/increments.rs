@@ -38,7 +38,7 @@ async fn back_up(host: &Host, machine: &Machine, name: &str, kind: RequestedType
 }
 
 /// An `Auto` run of a quiet machine, compared at once; what its disks became.
-async fn auto(host: &Host, machine: &Machine, name: &str) -> Vec<(BackupType, TypeReason)> {
+pub(super) async fn auto(host: &Host, machine: &Machine, name: &str) -> Vec<(BackupType, TypeReason)> {
     let reference = Reference::take(machine);
     let state = back_up(host, machine, name, RequestedType::Auto).await;
     assert_complete(&state);
@@ -46,7 +46,7 @@ async fn auto(host: &Host, machine: &Machine, name: &str) -> Vec<(BackupType, Ty
     state.disks.iter().map(|disk| (disk.kind, disk.type_reason)).collect()
 }
 
-const INCREMENT: (BackupType, TypeReason) = (BackupType::Incremental, TypeReason::CheckpointFound);
+pub(super) const INCREMENT: (BackupType, TypeReason) = (BackupType::Incremental, TypeReason::CheckpointFound);
 
 fn full(reason: TypeReason) -> (BackupType, TypeReason) {
     (BackupType::Full, reason)
