@@ -106,7 +106,8 @@ fn plain(machine: &Machine, folder: &Path, look: Duration) -> WriterState {
         json!({ "job-id": "plain", "device": "fmt-disk0", "target": "plain", "sync": "full", "auto-dismiss": false });
     machine.execute("blockdev-backup", job);
     let found = watch(machine, look);
-    machine.execute("job-cancel", json!({ "id": "plain" }));
+    // It may have ended by itself.
+    let _ = machine.try_execute("job-cancel", json!({ "id": "plain" }));
     while machine.execute("query-jobs", json!({}))[0]["status"] != "concluded" {
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -160,7 +161,7 @@ pub(crate) fn host(place: &Path) -> (PathBuf, PathBuf) {
     let line = |key: &str, path: &Path| format!("{key} = {:?}\n", path.to_str().unwrap());
     let mut text = line("state", &place.join("state")) + &line("locks", &place.join("locks"));
     text += &format!("reserve = \"1Mi\"\nrepositoryRoots = [{:?}]\n", place.to_str().unwrap());
-    text += &format!("[scratch]\nbudget = \"1Gi\"\n{}", line("directory", &scratch));
+    text += &format!("[scratch]\nbudget = \"2Gi\"\n{}", line("directory", &scratch));
     let config = place.join("host.toml");
     std::fs::write(&config, text).unwrap();
     (config, repository)

@@ -75,7 +75,10 @@ fn main() {
     let mut rows = Vec::new();
     for (name, bench) in benches.into_iter().filter(|(name, _)| wanted(name)) {
         eprintln!("{name} ...");
-        rows.extend(bench(quick));
+        let found = bench(quick);
+        // The table comes at the end, and the end may not come.
+        found.iter().for_each(|row| eprintln!("  {}: {}", row.what.trim_start(), row.measured));
+        rows.extend(found);
     }
     let width = |text: fn(&Row) -> usize| rows.iter().map(text).max().unwrap_or(0);
     let (what, measured) = (width(|row| row.what.len()), width(|row| row.measured.len()));

@@ -3,7 +3,8 @@
 //!
 //! A seed decides all that happens but not when: `DRIFTLINE_TORTURE_SEED` and `DRIFTLINE_TORTURE_ROUNDS` (`make torture`)
 //! change the few rounds of `make test`. With `DRIFTLINE_TORTURE_LOG` a line of JSON for each round is appended to a file,
-//! and rounds that stand there already are gone through again only in the mind: the seed of each is its own.
+//! and lives that stand there already are not gone through again: the seed of each is its own. `torture/logs` has the logs of
+//! the last long ones.
 
 mod attempt;
 mod deeds;
@@ -153,6 +154,7 @@ impl Torture {
             "points": self.points.len(), "newest": self.points.iter().next_back(),
         });
         if let Some(log) = &self.log {
+            let line = line.to_string().replace(&self.folder.path().display().to_string(), "DIR");
             writeln!(File::options().create(true).append(true).open(log).unwrap(), "{line}").unwrap();
         }
     }

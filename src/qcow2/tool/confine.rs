@@ -38,6 +38,8 @@ pub(super) fn start(
         command.env("PATH", path);
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What a terminal says to all that run in it is for us: we end the child, and say why.
+    command.process_group(0);
     if let Some(owner) = owner
         && rustix::process::geteuid().is_root()
     {

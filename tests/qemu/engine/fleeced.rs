@@ -378,3 +378,32 @@ async fn a_fleece_that_no_journal_knows_is_removed_at_a_persons_word() {
     assert_complete(&state);
     host.assert_equal(&machine, &state, &reference);
 }
+
+/// A disk that is taken away at any moment of a run costs at most the run.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_may_be_unplugged_at_any_moment_of_a_fleeced_run() {
+    let plan = || Plan::new().disk(Disk::qcow2("a", 2 * MIB)).disk(Disk::qcow2("b", 2 * MIB).attach(Attach::Scsi));
+    let mut machine = plan().start();
+    if !machine.can_fleece() {
+        return;
+    }
+    let host = host(1 << 30);
+    for moment in 0..4 {
+        machine.write("a", 1, 0, 2 * MIB);
+        machine.write("b", 2, 0, 2 * MIB);
+        let run = request(&host, &machine, &format!("unplugged {moment}"), 2 * MIB);
+        let going = Going::start(&host.engine(), machine.qmp(), &run);
+        tokio::time::sleep(std::time::Duration::from_millis(moment * 60)).await;
+        tokio::task::block_in_place(|| machine.unplug("b"));
+        let state = going.end().await;
+        assert!(state.phase.is_final(), "{state:?}");
+        assert_clean(&machine);
+        host.assert_tidy(&machine);
+        machine.plug("b");
+        let reference = Reference::take(&machine);
+        let next = request(&host, &machine, &format!("next {moment}"), 0);
+        let state = Going::start(&host.engine(), machine.qmp(), &next).end().await;
+        assert_complete(&state);
+        host.assert_equal(&machine, &state, &reference);
+    }
+}

@@ -25,11 +25,8 @@ fn slow_down(machine: &Machine) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_gives_way_to_a_migration_and_the_next_one_is_an_increment_there() {
-    for (kind, with_bitmaps) in [
-        (RequestedType::Full, true),
-        (RequestedType::Auto, true),
-        (RequestedType::Auto, false),
-    ] {
+    for (kind, with_bitmaps) in [(RequestedType::Full, true), (RequestedType::Auto, true), (RequestedType::Auto, false)]
+    {
         let host = Host::new();
         let mut machine = Plan::new().disk(Disk::qcow2("disk0", 4 * MIB)).start();
         machine.write("disk0", 1, 0, 4 * MIB);

@@ -1,6 +1,9 @@
 //! Disks that come and go while the machine runs, and the machine that goes on in another QEMU.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
@@ -15,11 +18,15 @@ impl Machine {
         let at = self.plan.disks.iter().position(|found| found.name == disk).expect("the machine has the disk");
         let disk = self.plan.disks.remove(at);
         self.execute("device_del", json!({ "id": disk.name }));
-        wait_for("the disk is gone", SOON, || {
+        let until = Instant::now() + SOON;
+        loop {
             let devices = self.execute("query-block", json!({})).to_string();
-            (!devices.contains(&format!("/{}\"", disk.name)) && !devices.contains(&format!("\"{}\"", disk.name)))
-                .then_some(())
-        });
+            if !devices.contains(&format!("/{}\"", disk.name)) && !devices.contains(&format!("\"{}\"", disk.name)) {
+                break;
+            }
+            assert!(Instant::now() < until, "{} is not gone, {}: {devices}", disk.name, self.status());
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.try_execute("blockdev-del", json!({ "node-name": disk.format_node() }));
         self.plan.unplugged.push(disk);
     }
