@@ -8,6 +8,7 @@ mod increments;
 mod load;
 mod migration;
 mod mistake;
+mod overlays;
 mod replies;
 mod staged;
 mod storage;

@@ -1,3 +1,5 @@
+//! Which overlay is on a filter, and what takes the filter out from below it.
+
 use serde_json::{Value, json};
 
 use super::*;
