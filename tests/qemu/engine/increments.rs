@@ -81,7 +81,7 @@ async fn each_point_of_a_chain_shows_the_disks_of_its_instant() {
             machine.qmp(),
             &driftline::engine::BackupRequest { kind: RequestedType::Auto, ..request },
         );
-        going.reach(Phase::Copying).await;
+        going.reach_past(Phase::Preparing).await;
         // What the job has yet to copy, and what it does not copy at all.
         for disk in machine.disks() {
             machine.write(&disk.name, 0xe0 + round, 0, 131_072);
