@@ -272,7 +272,7 @@ impl EngineError {
             Self::NotFleeced { why } => why.reason(),
             Self::Scratch { .. } => "ScratchUnusable",
             Self::Overlaid { .. } => TypeReason::ActiveLayerChanged.as_str(),
-            Self::FilterStuck { .. } => FILTER_STUCK,
+            Self::FilterStuck { .. } => "FilterStuck",
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
             Self::JobStuck { .. } | Self::NotCleared { .. } => TARGET_STUCK,
@@ -344,9 +344,6 @@ pub(super) const GUEST_HARMED: &str = "GuestHarmed";
 
 /// What a run has left cannot be removed yet.
 pub(super) const TARGET_STUCK: &str = "TargetStuck";
-
-/// A filter of ours stays below somebody's overlay.
-pub(super) const FILTER_STUCK: &str = "FilterStuck";
 
 /// The failure of a run that somebody cancelled.
 pub(super) fn cancelled() -> Failure {

@@ -103,6 +103,31 @@ pub struct BlockGraph {
     pub edges: Vec<GraphEdge>,
 }
 
+impl BlockGraph {
+    /// The node that a node uses by an edge of that name, such as `file`.
+    pub fn child(&self, node: &str, edge: &str) -> Option<&str> {
+        let id = self.id(node)?;
+        let edge = self.edges.iter().find(|one| one.parent == id && one.name == edge)?;
+        self.name(edge.child)
+    }
+
+    /// The node that uses a node by an edge of that name, such as `backing`.
+    pub fn parent(&self, node: &str, edge: &str) -> Option<&str> {
+        let id = self.id(node)?;
+        let edge = self.edges.iter().find(|one| one.child == id && one.name == edge)?;
+        self.name(edge.parent)
+    }
+
+    fn id(&self, node: &str) -> Option<u64> {
+        let is = |one: &&GraphNode| one.kind == GraphNodeKind::BlockDriver && one.name == node;
+        self.nodes.iter().find(is).map(|one| one.id)
+    }
+
+    fn name(&self, id: u64) -> Option<&str> {
+        self.nodes.iter().find(|node| node.id == id).map(|node| node.name.as_str())
+    }
+}
+
 /// One member of the block graph.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct GraphNode {

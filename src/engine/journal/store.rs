@@ -4,6 +4,7 @@
 //! room to grow; `finished/<run>.json`, how a run ended, kept for 7 days for whoever asks late.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
@@ -14,7 +15,11 @@ use jiff::{Timestamp, ToSpan};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 
 use super::Record;
-use crate::{engine::progress::RunState, ids::GuestId, retry::Retry};
+use crate::{
+    engine::progress::RunState,
+    ids::{GuestId, PointId},
+    retry::Retry,
+};
 
 /// Room for a record to grow over its first form: totals, and the sentence of a failure.
 const SLACK: usize = 16 << 10;
@@ -104,6 +109,12 @@ impl Journal {
     /// The record of a guest; none when nothing is in flight.
     pub fn load(&self, guest: &GuestId) -> Result<Option<Record>, JournalError> {
         read(&self.path(guest))
+    }
+
+    /// The points of all records, but those of one guest.
+    pub fn in_flight(&self, but: Option<&GuestId>) -> Result<BTreeSet<PointId>, JournalError> {
+        let records = self.all()?.into_iter();
+        Ok(records.filter(|record| Some(&record.request.guest.uuid) != but).map(|record| record.point).collect())
     }
 
     /// All records, of all guests.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use super::{
+    doors,
     fleece::{below, set_drive},
     overlay::free,
 };
@@ -63,7 +64,7 @@ pub(in crate::engine) async fn remove_useless_bitmaps(
     repository: &RepositoryId,
 ) -> Result<Vec<String>, EngineError> {
     let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
-    let in_flight = journal.all().map_err(EngineError::Journal)?.into_iter().map(|record| record.point).collect();
+    let in_flight = journal.in_flight(None).map_err(EngineError::Journal)?;
     let guest = inspect(&client).await?;
     let mut removed = Vec::new();
     for bitmap in orphans::at_recovery(&guest.disks, repository, &in_flight) {
@@ -140,6 +141,5 @@ fn attempt_of_fd(opaque: &str) -> Option<AttemptId> {
 }
 
 async fn ask<C: Command>(client: &Client, command: &C) -> Result<C::Reply, EngineError> {
-    let act = format!("Removing what nobody needs ({})", C::NAME);
-    client.execute(command).await.map_err(|source| EngineError::Qemu { act, source })
+    doors::ask(client, &format!("Removing what nobody needs ({})", C::NAME), command).await
 }

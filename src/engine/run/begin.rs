@@ -132,13 +132,8 @@ impl Run<'_> {
     ) -> Done<()> {
         let guest = request.guest.uuid.clone();
         // What this guest's record holds was undone before a new attempt begins.
-        let in_flight: BTreeSet<_> = self
-            .journal(|journal| journal.all())
-            .await?
-            .into_iter()
-            .filter(|record| record.request.guest.uuid != guest)
-            .map(|record| record.point)
-            .collect();
+        let own = guest.clone();
+        let in_flight = self.journal(move |journal| journal.in_flight(Some(&own))).await?;
         let committed = self.committed(request, disks, scan).await?;
         for bitmap in orphans::at_start(disks, &request.repository.id, &committed, &in_flight) {
             tracing::info!(node = %bitmap.node, name = %bitmap.name, "removing a bitmap that is of no use any more");

@@ -10,7 +10,7 @@ use super::{Done, Driven, EngineError, Halt, Run};
 use crate::{
     chain::{graph::Graph, point::Point},
     engine::{
-        error::{FILTER_STUCK, GUEST_HARMED, TARGET_STUCK},
+        error::{GUEST_HARMED, TARGET_STUCK},
         graph::inspect,
         journal::{Failure, Record, State},
         orphans,
@@ -76,9 +76,11 @@ impl Run<'_> {
     async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
         self.close_nodes(client, record).await?;
         self.end_jobs(client, record, false).await?;
-        let nodes = self.nodes(client).await?;
-        for disk in &record.disks {
-            self.remove_bitmap(client, &nodes, &record.bitmap(disk, BitmapRole::Increment).to_string()).await?;
+        // The disk may have been unplugged meanwhile: then it is none of the guest's. That of a snapshot went with its node.
+        for disk in record.disks.iter().filter(|disk| disk.base().is_some() && disk.scratch.is_none()) {
+            let name = record.bitmap(disk, BitmapRole::Increment).to_string();
+            let remove = BlockDirtyBitmapRemove(BitmapRef { node: disk.node.clone(), name });
+            self.lenient(client, "Removing an increment's bitmap", &remove).await?;
         }
         let guest = inspect(client).await?;
         let sentinels = record
@@ -90,13 +92,7 @@ impl Run<'_> {
             })
             .collect();
         let own = record.request.guest.uuid.clone();
-        let in_flight = self
-            .journal(|journal| journal.all())
-            .await?
-            .into_iter()
-            .filter(|record| record.request.guest.uuid != own)
-            .map(|record| record.point)
-            .collect();
+        let in_flight = self.journal(move |journal| journal.in_flight(Some(&own))).await?;
         for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &sentinels, &in_flight) {
             let act = format!("Removing bitmap {}", bitmap.name);
             self.try_to_remove(client, &act, &BlockDirtyBitmapRemove(bitmap)).await?;
@@ -275,7 +271,7 @@ impl Run<'_> {
     }
 
     /// Sends a command whose refusal says that it is not needed any more.
-    async fn lenient<C: crate::qmp::Command>(&self, client: &Client, act: &str, command: &C) -> Done<()> {
+    pub(super) async fn lenient<C: crate::qmp::Command>(&self, client: &Client, act: &str, command: &C) -> Done<()> {
         match self.execute(client, act, command).await {
             Err(Halt::Failed(error)) if !error.is_lost_connection() => {
                 tracing::debug!(error = %error.failure().message, "not needed any more");
@@ -298,7 +294,8 @@ impl Run<'_> {
                     Err(Halt::Failed(error)) if error.is_lost_connection() => error.failure().message,
                     Err(Halt::Failed(error @ EngineError::Journal(_))) => return Err(error.into()),
                     Err(Halt::Failed(error)) => {
-                        let reason = if error.reason() == FILTER_STUCK { FILTER_STUCK } else { TARGET_STUCK };
+                        let stays = matches!(error, EngineError::FilterStuck { .. });
+                        let reason = if stays { error.reason() } else { TARGET_STUCK };
                         return Ok(Cleared::Stuck(reason, error.failure().message));
                     }
                     Err(halt) => return Err(halt),

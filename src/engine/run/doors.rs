@@ -98,12 +98,17 @@ impl Run<'_> {
     /// Sends a command; `act` says what for, as the beginning of a sentence.
     pub(super) async fn execute<C: Command>(&self, client: &Client, act: &str, command: &C) -> Done<C::Reply> {
         self.engine.gates.pass(Passage::Sending(C::NAME)).await;
-        let reply = client.execute(command).await;
+        let reply = ask(client, act, command).await;
         self.engine.gates.pass(Passage::Replied(C::NAME)).await;
-        Ok(reply.map_err(|source| EngineError::Qemu { act: act.to_owned(), source })?)
+        Ok(reply?)
     }
 
     pub(super) async fn client(&self) -> Done<Client> {
         Ok(self.monitor.client().await.map_err(|source| EngineError::Connect { source })?)
     }
+}
+
+/// Sends a command; `act` says what for, as the beginning of a sentence.
+pub(super) async fn ask<C: Command>(client: &Client, act: &str, command: &C) -> Result<C::Reply, EngineError> {
+    client.execute(command).await.map_err(|source| EngineError::Qemu { act: act.to_owned(), source })
 }

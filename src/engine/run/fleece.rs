@@ -14,7 +14,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Command,
-        block::{BlockDevice, BlockGraph, GraphNode, GraphNodeKind, RunState},
+        block::{BlockDevice, BlockGraph, RunState},
         command::{BlockStream, Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
 };
@@ -139,10 +139,7 @@ pub(super) fn set_drive(qdev: &str, node: &str) -> QomSet {
 
 /// The node that a filter stands above.
 pub(super) fn below<'a>(graph: &'a BlockGraph, filter: &str) -> Option<&'a str> {
-    let is = |node: &&GraphNode| node.kind == GraphNodeKind::BlockDriver && node.name == filter;
-    let filter = graph.nodes.iter().find(is)?;
-    let edge = graph.edges.iter().find(|edge| edge.parent == filter.id && edge.name == "file")?;
-    graph.nodes.iter().find(|node| node.id == edge.child).map(|node| node.name.as_str())
+    graph.child(filter, "file")
 }
 
 /// The device of a disk, by which its node is changed.

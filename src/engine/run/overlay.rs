@@ -8,22 +8,19 @@ use crate::{
     engine::EngineError,
     qmp::{
         Client, ExecuteError,
-        block::{BlockGraph, BlockNode, GraphNode, GraphNodeKind},
+        block::{BlockGraph, BlockNode},
         command::{BlockStream, QueryBlockGraph, QueryNamedBlockNodes},
     },
 };
 
-use super::fleece::below;
+use super::{doors::ask, fleece::below};
 
 /// How long taking a filter out may take: nothing is copied by it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The overlay whose base is a filter of ours.
 pub(super) fn overlay_on<'a>(graph: &'a BlockGraph, filter: &str) -> Option<&'a str> {
-    let is = |node: &&GraphNode| node.kind == GraphNodeKind::BlockDriver && node.name == filter;
-    let filter = graph.nodes.iter().find(is)?;
-    let edge = graph.edges.iter().find(|edge| edge.child == filter.id && edge.name == "backing")?;
-    graph.nodes.iter().find(|node| node.id == edge.parent).map(|node| node.name.as_str())
+    graph.parent(filter, "backing")
 }
 
 /// What takes the filter out from below an overlay; none where it is below none.
@@ -45,13 +42,8 @@ fn stream(graph: &BlockGraph, nodes: &[BlockNode], filter: &str) -> Option<Block
 pub(super) async fn free(client: &Client, filter: &str) -> Result<(), EngineError> {
     let (until, mut asked) = (Instant::now() + PATIENCE, false);
     loop {
-        let failed = |act: &str| {
-            let act = act.to_owned();
-            move |source: ExecuteError| EngineError::Qemu { act, source }
-        };
-        let graph = client.execute(&QueryBlockGraph {}).await.map_err(failed("Asking QEMU for its block graph"))?;
-        let nodes = QueryNamedBlockNodes { flat: true };
-        let nodes = client.execute(&nodes).await.map_err(failed("Asking QEMU for its nodes"))?;
+        let graph = ask(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
+        let nodes = ask(client, "Asking QEMU for its nodes", &QueryNamedBlockNodes { flat: true }).await?;
         let Some(stream) = stream(&graph, &nodes, filter) else { return Ok(()) };
         let stuck = |why: String| EngineError::FilterStuck {
             filter: filter.to_owned(),
@@ -64,11 +56,13 @@ pub(super) async fn free(client: &Client, filter: &str) -> Result<(), EngineErro
         }
         if !asked {
             asked = true;
-            match client.execute(&stream).await {
-                // One that was asked for before goes on.
-                Ok(_) => {}
-                Err(ExecuteError::Qemu { description, .. }) => return Err(stuck(description)),
-                Err(source) => return Err(failed("Taking a filter out from below an overlay")(source)),
+            match ask(client, "Taking a filter out from below an overlay", &stream).await {
+                Err(EngineError::Qemu { source: ExecuteError::Qemu { description, .. }, .. }) => {
+                    return Err(stuck(description));
+                }
+                done => {
+                    done?;
+                }
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
