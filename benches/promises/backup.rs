@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     Row,
@@ -65,11 +65,11 @@ fn measure(size: u64, data: u64, rounds: usize) -> Vec<Round> {
     let host = host(folder.path());
     let round = |number: usize| {
         rustix::fs::sync();
-        let bare = bare(&machine, &folder.path().join("bare.qcow2"), size);
+        let bare = bare(&machine, &folder.path().join("bare.qcow2"), size, json!({ "sync": "full" }));
         rustix::fs::sync();
         let repository = folder.path().join("repositories").join(number.to_string());
         std::fs::create_dir_all(&repository).unwrap();
-        let command = command(&machine, &host, &repository);
+        let command = command(&machine, &host, &repository, &[]);
         let hashing = hash(&stored(&repository, machine.uuid()));
         std::fs::remove_dir_all(&repository).unwrap();
         Round { bare, command, hashing }
@@ -79,13 +79,17 @@ fn measure(size: u64, data: u64, rounds: usize) -> Vec<Round> {
     (1..=rounds).map(round).collect()
 }
 
-fn bare(machine: &Machine, target: &Path, size: u64) -> Duration {
+/// A copy by hand: a target, one job of the kind that `how` says, the flush.
+pub(crate) fn bare(machine: &Machine, target: &Path, size: u64, how: Value) -> Duration {
     let begin = Instant::now();
     run(Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(target).arg(size.to_string()));
     let file = json!({ "driver": "file", "filename": target });
     machine.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": "bare", "file": file }));
-    let job =
-        json!({ "job-id": "bare", "device": "fmt-disk0", "target": "bare", "sync": "full", "auto-dismiss": false });
+    let mut job = how;
+    for (key, value) in [("job-id", "bare"), ("device", "fmt-disk0"), ("target", "bare")] {
+        job[key] = json!(value);
+    }
+    job["auto-dismiss"] = json!(false);
     machine.execute("blockdev-backup", job);
     loop {
         let jobs = machine.execute("query-jobs", json!({}));
@@ -104,9 +108,9 @@ fn bare(machine: &Machine, target: &Path, size: u64) -> Duration {
     took
 }
 
-pub(crate) fn command(machine: &Machine, host: &Path, repository: &Path) -> Duration {
+pub(crate) fn command(machine: &Machine, host: &Path, repository: &Path, words: &[&str]) -> Duration {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
-    command.args(["backup", "--quiet", "--qmp"]).arg(machine.qmp()).arg("--repository").arg(repository);
+    command.args(["backup", "--quiet", "--qmp"]).arg(machine.qmp()).arg("--repository").arg(repository).args(words);
     command.env("DRIFTLINE_CONFIG", host).stdin(Stdio::null());
     let begin = Instant::now();
     run(&mut command);

@@ -1,18 +1,14 @@
 //! The ways that a backup can take, beside each other: straight to the repository, fleeced, and staged. And what a fleeced
 //! full of a sparse disk stores, whose snapshot does not say where it has data.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-    time::{Duration, Instant},
-};
+use std::{path::Path, time::Duration};
 
 use crate::{
     Row,
-    backup::fill,
+    backup::{command, fill},
     guest::host,
-    increment::dirty,
-    lab::machine::{Disk, Format, Machine, Plan, run},
+    increment::{dirty, stored},
+    lab::machine::{Disk, Format, Machine, Plan},
     seconds,
 };
 
@@ -66,9 +62,7 @@ pub fn clone(_quick: bool) -> Vec<Row> {
     }
     let (host, repository) = host(&folder.path().join("fleeced"));
     let took = timed(&machine, &host, &repository, &["--fleecing", "Always", "--type", "Full"]);
-    let points = std::fs::read_dir(repository.join("guests").join(machine.uuid())).unwrap();
-    let images = points.map(|point| point.unwrap().path().join("disk0.qcow2"));
-    let stored = images.filter_map(|image| image.metadata().ok()).map(|facts| facts.len()).max().unwrap() / MIB;
+    let stored = stored(&machine, &repository) / MIB;
     vec![
         Row::reported("Fleeced full of a clone of 4 GiB with 32 MiB of data", format!("{:.1} s", took.as_secs_f64())),
         Row::promised("  stored", format!("{stored} MiB"), "at most 40 MiB", stored <= 40),
@@ -76,14 +70,8 @@ pub fn clone(_quick: bool) -> Vec<Row> {
 }
 
 fn timed(machine: &Machine, host: &Path, repository: &Path, words: &[&str]) -> Duration {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
-    command.args(["backup", "--quiet"]).args(words);
-    command.arg("--qmp").arg(machine.qmp()).arg("--repository").arg(repository);
-    command.env("DRIFTLINE_CONFIG", host).stdin(Stdio::null());
     rustix::fs::sync();
-    let begin = Instant::now();
-    run(&mut command);
-    begin.elapsed()
+    command(machine, host, repository, words)
 }
 
 pub(crate) fn version(machine: &Machine) -> String {

@@ -39,6 +39,10 @@ use host::{Going, Host, assert_clean, bitmaps};
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(30);
 
+fn assert_failed(state: &RunState, reason: &str) {
+    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, reason), "{}", state.message);
+}
+
 fn assert_complete(state: &RunState) {
     assert_eq!(state.phase, Phase::Complete, "{}: {}", state.reason, state.message);
 }

@@ -3,11 +3,11 @@
 
 use driftline::{
     chain::next::{BackupType, RequestedType, TypeReason},
-    engine::{BackupRequest, Phase, RequestedFleecing, RunState, Scratch},
+    engine::{BackupRequest, Phase, RequestedFleecing, Scratch},
 };
 use serde_json::json;
 
-use super::{Going, Host, MIB, SOON, assert_clean, assert_complete, bitmaps, fill, varied, zero};
+use super::{Going, Host, MIB, SOON, assert_clean, assert_complete, assert_failed, bitmaps, fill, varied, zero};
 use crate::lab::{
     child::wait_for,
     machine::{Attach, Disk, Machine, Plan},
@@ -46,10 +46,6 @@ fn assert_gone(host: &Host, machine: &Machine, before: &[(String, String)]) {
     assert_eq!(machine.status(), "running");
     let scratch = host.scratch.as_ref().unwrap();
     assert_eq!(std::fs::read_dir(&scratch.directory).unwrap().count(), 0);
-}
-
-pub(super) fn assert_failed(state: &RunState, reason: &str) {
-    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, reason), "{}", state.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

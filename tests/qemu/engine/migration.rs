@@ -8,7 +8,7 @@ use driftline::{
 use serde_json::json;
 
 use super::{
-    Going, Host, MIB, SOON, assert_clean, assert_complete,
+    Going, Host, MIB, SOON, assert_clean, assert_complete, assert_failed,
     increments::{INCREMENT, auto},
 };
 use crate::lab::{
@@ -44,7 +44,7 @@ async fn a_run_gives_way_to_a_migration_and_the_next_one_is_an_increment_there()
         if moved.is_err() {
             tokio::task::block_in_place(|| machine.migrate(with_bitmaps)).unwrap();
         }
-        assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, "MigrationStarted"), "{}", state.message);
+        assert_failed(&state, "MigrationStarted");
         machine.end_former();
         assert_clean(&machine);
         host.assert_tidy(&machine);
@@ -64,7 +64,7 @@ async fn no_run_begins_during_a_migration() {
     slow_down(&machine);
     machine.execute("migrate", json!({ "uri": "exec:cat > /dev/null" }));
     let refused = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "refused", 0)).end().await;
-    assert_eq!((refused.phase, refused.reason.as_str()), (Phase::Failed, "GuestMigrating"), "{}", refused.message);
+    assert_failed(&refused, "GuestMigrating");
     machine.execute("migrate_cancel", json!({}));
     wait_for("the migration ends", SOON, || {
         (machine.execute("query-migrate", json!({}))["status"] == "cancelled").then_some(())

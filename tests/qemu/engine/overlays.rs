@@ -6,8 +6,8 @@ use driftline::{chain::next::TypeReason, engine::Phase};
 use serde_json::json;
 
 use super::{
-    Going, MIB, SOON, assert_clean, assert_complete,
-    fleeced::{assert_failed, host, request, tops},
+    Going, MIB, SOON, assert_clean, assert_complete, assert_failed,
+    fleeced::{host, request, tops},
 };
 use crate::lab::{
     child::wait_for,

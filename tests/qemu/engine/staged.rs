@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use driftline::{
     chain::next::{BackupType, RequestedType},
-    engine::{BackupRequest, Phase, RequestedDataPath, RequestedFleecing, RunState, Scratch},
+    engine::{BackupRequest, Phase, RequestedDataPath, RequestedFleecing, Scratch},
 };
 
-use super::{Going, Host, MIB, assert_clean, assert_complete, fill, host::files, varied, zero};
+use super::{Going, Host, MIB, assert_clean, assert_complete, assert_failed, fill, host::files, varied, zero};
 use crate::lab::{
     child::wait_for,
     fuse::Behind,
@@ -39,10 +39,6 @@ fn assert_gone(host: &Host, machine: &Machine) {
     host.assert_tidy(machine);
     assert_eq!(staged(host), Vec::<String>::new());
     assert_eq!(machine.status(), "running");
-}
-
-fn assert_failed(state: &RunState, reason: &str) {
-    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, reason), "{}", state.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -218,7 +218,10 @@ impl Torture {
 
     /// Raw images keep no bitmaps.
     pub(super) fn forget_transient(&mut self) {
-        self.continued.remove("c");
+        let raw = self.machine.disks().iter().filter(|disk| disk.format == Format::Raw);
+        for disk in raw {
+            self.continued.remove(&disk.name);
+        }
     }
 
     pub(super) fn is_overlay(&self, disk: &str) -> bool {
