@@ -243,7 +243,8 @@ async fn qemu_killed_between_concluded_and_the_flush_fails_the_run_and_blocks_no
         let mut machine = varied().start();
         let mut proxy = Proxy::start(&machine);
         fill(&machine);
-        proxy.on("blockdev-del", 1, action);
+        // Before the first target, the source of each disk's sentinel is closed.
+        proxy.on("blockdev-del", 1 + u32::try_from(machine.disks().len()).unwrap(), action);
         let going = Going::start(&host.engine(), proxy.qmp(), &host.request(&machine, "run-1", 0));
         tokio::task::block_in_place(|| proxy.wait_held(SOON));
         let jobs = machine.execute("query-jobs", json!({}));
