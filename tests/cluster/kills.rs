@@ -23,6 +23,9 @@ const NODE: &str = NODES[0];
 /// Data of the disk, in MiB, and the rate at which it is copied: some 10 s a run, long enough for three kills.
 const DATA: u64 = 160;
 const RATE: &str = "16Mi";
+/// The same in bytes/s, and one that is as good as none.
+const SPEED: u64 = 16 * MIB;
+const CRAWL: u64 = 64 << 10;
 
 /// A run that is under way, slow enough to be hit in the middle.
 struct Underway {
@@ -56,6 +59,16 @@ impl Underway {
             let (done, all) = (number("current-progress")?, number("total-progress")?);
             (all > 0 && done * 100 >= all * percent).then(|| job["id"].clone())
         })
+    }
+
+    /// Lets the copy crawl meanwhile: killing and starting may take longer than the rest of it does.
+    fn crawling(&self, job: &Value, meanwhile: impl Fn()) {
+        let speed = |bytes: u64| {
+            self.machine.execute("block-job-set-speed", json!({ "device": job, "speed": bytes }));
+        };
+        speed(CRAWL);
+        meanwhile();
+        speed(SPEED);
     }
 
     /// The run ends Complete, by the job that was seen, after one transaction; the restore is exact; nothing is left.
@@ -95,10 +108,10 @@ fn survives(agent: bool, controller: bool) {
         installation.wait_until_ready();
     };
     let job = run.wait_for_progress(10);
-    kill_and_start();
+    run.crawling(&job, kill_and_start);
     for percent in [50, 90] {
         assert_eq!(run.wait_for_progress(percent), job, "at {percent} %");
-        kill_and_start();
+        run.crawling(&job, kill_and_start);
     }
     // The target's node is deleted when all is copied: its reply is the flush. From then on it syncs and hashes. The
     // source of each disk's sentinel is deleted long before.
