@@ -1,6 +1,6 @@
 //! Stopped at every act, and failed at every command and file operation: one, two and three disks, full and incremental,
 //! direct, staged and fleeced, cancelled and not. In `make soak` that is each step of each. In `make test` it is every
-//! second act of an increment of two disks, and of all else some, that are others for each shape.
+//! fourth act of an increment of two disks, and of all else some, that are others for each shape.
 
 use std::sync::{
     Arc,
@@ -20,8 +20,8 @@ use super::host::{Counter, Going, Host, Shape, assert_complete};
 #[derive(Clone, Copy)]
 struct Stride(usize, usize);
 
-const EACH: Stride = Stride(2, 89);
-const SOME: Stride = Stride(7, 89);
+const EACH: Stride = Stride(4, 131);
+const SOME: Stride = Stride(11, 131);
 
 /// Does `act` for each number, a few at a time: much of a run is waiting for `qemu-img`.
 async fn each<F: Future<Output = ()> + Send + 'static>(
