@@ -20,11 +20,10 @@ use crate::{
 const MIB: u64 = 1 << 20;
 const SOON: Duration = Duration::from_secs(120);
 const NODE: &str = NODES[0];
-/// Data of the disk, in MiB, and the rate at which it is copied: some 10 s a run, long enough for three kills.
+/// Data of the disk, in MiB, and the rate at which it is copied, in MiB/s: some 10 s a run, long enough for three kills.
 const DATA: u64 = 160;
-const RATE: &str = "16Mi";
-/// The same in bytes/s, and one that is as good as none.
-const SPEED: u64 = 16 * MIB;
+const RATE: u64 = 16;
+/// A rate in bytes/s that is as good as none.
 const CRAWL: u64 = 64 << 10;
 
 /// A run that is under way, slow enough to be hit in the middle.
@@ -45,7 +44,7 @@ impl Underway {
         tenant.guest(NODE, "g", &proxy.qmp());
         let reference = Reference::take(&machine);
         let mut spec = tenant.backup_spec("g", "local");
-        spec["transfer"] = json!({ "bandwidth": RATE });
+        spec["transfer"] = json!({ "bandwidth": format!("{RATE}Mi") });
         tenant.create("BackupRun", "run", spec).ok();
         Underway { tenant, machine, proxy, reference }
     }
@@ -68,7 +67,7 @@ impl Underway {
         };
         speed(CRAWL);
         meanwhile();
-        speed(SPEED);
+        speed(RATE * MIB);
     }
 
     /// The run ends Complete, by the job that was seen, after one transaction; the restore is exact; nothing is left.

@@ -228,7 +228,7 @@ async fn a_second_machine_of_one_uuid_is_told_so_and_does_not_touch_the_firsts_r
     let patience = Patience { silent_start: Duration::from_millis(300), ..Patience::default() };
     let engine = host.engine().with_patience(patience);
     let state = Going::start(&engine, second.qmp(), &host.request(&second, "run-2", 0)).end().await;
-    assert_eq!((state.phase, state.reason.as_str()), (Phase::Failed, "OtherMachine"), "{}", state.message);
+    assert_failed(&state, "OtherMachine");
     assert_clean(&second);
     let state = Going::start(&host.engine(), first.qmp(), &request).end().await;
     assert_complete(&state);
