@@ -56,6 +56,11 @@ pub enum Unfleeced {
     ScratchFull,
 }
 
+/// From where on, in bytes, a scratch of the limit says that it is nearly used up: three quarters of it.
+pub fn low_water(limit: u64) -> u64 {
+    limit / 4 * 3
+}
+
 impl Unfleeced {
     /// Reason word.
     pub fn reason(self) -> &'static str {

@@ -1,10 +1,11 @@
 //! What an attempt does up to the instant, step by step, each with what undoes it. Pure: a function of the journal's
 //! record alone, so that after a crash the same names come out again.
 
+mod options;
+
 use std::path::PathBuf;
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use super::{
     journal::{Record, RecordDisk},
@@ -15,6 +16,8 @@ use crate::{
     ids::{BitmapName, BitmapRole, DiskName, NodeRole},
     qmp::command::{Action, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockdevBackup, Sync},
 };
+
+pub use options::{filter_options, scratch_options, sentinel_options, snapshot_options, target_options};
 
 /// One act of an attempt. Everything before `Send` can be undone without the guest having noticed anything.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -73,6 +76,8 @@ pub enum Step {
         limit: u64,
         /// The node that it becomes.
         node: String,
+        /// The node of its file, below the format: warns when the limit is near.
+        file: String,
         /// The word of its fd set.
         opaque: String,
     },
@@ -205,6 +210,7 @@ fn fleece(record: &Record) -> Vec<Step> {
             virtual_size: disk.virtual_size,
             limit: disk.scratch.unwrap_or(0),
             node: node(NodeRole::Scratch),
+            file: node(NodeRole::ScratchFile),
             opaque: record.fdset(index, NodeRole::Scratch),
         });
         let (over, scratch) = (disk.top.clone(), node(NodeRole::Scratch));
@@ -334,62 +340,6 @@ fn add(record: &Record, disk: &RecordDisk, role: BitmapRole, node: &str) -> Acti
 fn merge(record: &Record, disk: &RecordDisk, role: BitmapRole, node: &str, bitmaps: Vec<BitmapRef>) -> Action {
     let target = record.bitmap(disk, role).to_string();
     Action::BlockDirtyBitmapMerge(BitmapMerge { node: node.to_owned(), target, bitmaps })
-}
-
-/// `blockdev-add` of a target: the parent of its header is not opened, and zeros that are written become holes.
-pub fn target_options(node: &str, fdset: i64) -> Value {
-    json!({
-        "driver": "qcow2",
-        "node-name": node,
-        "backing": null,
-        "detect-zeroes": "on",
-        "discard": "unmap",
-        "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}")},
-    })
-}
-
-/// `blockdev-add` of a scratch: it cannot grow beyond its limit, whoever is dead by then.
-pub fn scratch_options(node: &str, fdset: i64, limit: u64) -> Value {
-    json!({
-        "driver": "qcow2",
-        "node-name": node,
-        "backing": null,
-        "discard": "unmap",
-        "file": {
-            "driver": "raw",
-            "size": limit,
-            "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}")},
-        },
-    })
-}
-
-/// `blockdev-add` of a filter: what cannot be kept in the scratch, or not soon, breaks the snapshot and not the guest's write.
-/// Without `unmap` the guest's discards would be dropped (measured).
-pub fn filter_options(node: &str, over: &str, scratch: &str) -> Value {
-    json!({
-        "driver": "copy-before-write",
-        "node-name": node,
-        "file": over,
-        "target": scratch,
-        "on-cbw-error": "break-snapshot",
-        "cbw-timeout": 5,
-        "discard": "unmap",
-    })
-}
-
-/// `blockdev-add` of a snapshot.
-pub fn snapshot_options(node: &str, filter: &str) -> Value {
-    json!({"driver": "snapshot-access", "node-name": node, "file": filter})
-}
-
-/// `blockdev-add` of the source of a sentinel's bits.
-pub fn sentinel_options(node: &str, fdset: i64) -> Value {
-    json!({
-        "driver": "qcow2",
-        "node-name": node,
-        "read-only": true,
-        "file": {"driver": "file", "filename": format!("/dev/fdset/{fdset}"), "read-only": true},
-    })
 }
 
 #[cfg(test)]

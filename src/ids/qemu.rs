@@ -140,6 +140,8 @@ pub enum NodeRole {
     SentinelSource,
     /// Takes what the guest overwrites while it is copied.
     Scratch,
+    /// The scratch's file below its format: warns before the limit is reached.
+    ScratchFile,
     /// Above the disk: copies what is about to be overwritten into the scratch.
     Filter,
     /// Shows the disk as it was at the instant.
@@ -147,12 +149,23 @@ pub enum NodeRole {
 }
 
 impl NodeRole {
+    /// All of them.
+    pub const ALL: [NodeRole; 6] = [
+        NodeRole::Target,
+        NodeRole::SentinelSource,
+        NodeRole::Scratch,
+        NodeRole::ScratchFile,
+        NodeRole::Filter,
+        NodeRole::Snapshot,
+    ];
+
     /// The end of the node's name.
     pub fn as_str(self) -> &'static str {
         match self {
             NodeRole::Target => "t",
             NodeRole::SentinelSource => "sn",
             NodeRole::Scratch => "fl",
+            NodeRole::ScratchFile => "flf",
             NodeRole::Filter => "cbw",
             NodeRole::Snapshot => "snap",
         }

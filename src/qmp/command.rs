@@ -13,8 +13,8 @@ use serde_json::Value;
 pub use self::{
     block::{
         Action, AddFd, AddedFd, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockDirtyBitmapAdd,
-        BlockDirtyBitmapRemove, BlockdevAdd, BlockdevBackup, BlockdevDel, QueryBlock, QueryBlockGraph, QueryFdsets,
-        QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
+        BlockDirtyBitmapRemove, BlockSetWriteThreshold, BlockdevAdd, BlockdevBackup, BlockdevDel, QueryBlock,
+        QueryBlockGraph, QueryFdsets, QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
     },
     job::{BlockJobSetSpeed, BlockStream, JobCancel, JobDismiss, QueryBlockJobs, QueryJobs, Yank, YankInstance},
 };

@@ -37,7 +37,9 @@ pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Re
     end_jobs(&client, &known, &mut removed).await?;
     let mut nodes: Vec<String> =
         ask(&client, &QueryNamedBlockNodes { flat: true }).await?.into_iter().map(|node| node.node_name).collect();
-    nodes.retain(|node| is_unknown(attempt_of_node(node), &known));
+    // A scratch's file goes with its scratch.
+    let of_its_own = |node: &String| role(node) != Some(NodeRole::ScratchFile);
+    nodes.retain(|node| of_its_own(node) && is_unknown(attempt_of_node(node), &known));
     nodes.sort_by_key(|node| order(node));
     for node_name in nodes {
         let named = format!("node {node_name}");
@@ -82,9 +84,8 @@ fn order(node: &str) -> usize {
 }
 
 fn role(node: &str) -> Option<NodeRole> {
-    let all = [NodeRole::Target, NodeRole::SentinelSource, NodeRole::Scratch, NodeRole::Filter, NodeRole::Snapshot];
     let (_, end) = node.rsplit_once('-')?;
-    all.into_iter().find(|role| role.as_str() == end)
+    NodeRole::ALL.into_iter().find(|role| role.as_str() == end)
 }
 
 /// Every device that has the filter gets what is below it; so does an overlay.

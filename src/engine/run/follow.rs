@@ -8,6 +8,7 @@ use super::{Done, EngineError, Halt, Run, overlay};
 use crate::{
     chain::next,
     engine::{
+        fleecing,
         journal::{Record, RecordDisk, State},
         progress::Phase,
         recover::{self, Found, Next, Qemu},
@@ -59,6 +60,9 @@ impl Run<'_> {
                         Ok(event) => {
                             if let Some(error) = harm(&event, record) {
                                 return Err(error.into());
+                            }
+                            if let Some(disk) = scratch_low(&event, record) {
+                                self.say("ScratchLow", &scratch_is_low(disk));
                             }
                             if wakes(&event) {
                                 break;
@@ -254,6 +258,23 @@ fn harm(event: &Event, record: &Record) -> Option<EngineError> {
     let disk = disk_of(record, node)?;
     let detail = event.text("reason").unwrap_or("no reason given").to_owned();
     Some(EngineError::GuestHarmed { disk: disk.name.to_string(), detail })
+}
+
+/// The disk whose scratch has warned.
+fn scratch_low<'a>(event: &Event, record: &'a Record) -> Option<&'a RecordDisk> {
+    let node = event.text("node-name").filter(|_| event.name == "BLOCK_WRITE_THRESHOLD")?;
+    let mut disks = record.disks.iter().enumerate();
+    disks.find(|(index, _)| node == record.node(*index, NodeRole::ScratchFile)).map(|(_, disk)| disk)
+}
+
+fn scratch_is_low(disk: &RecordDisk) -> String {
+    let limit = disk.scratch.unwrap_or(0);
+    format!(
+        "The guest overwrites disk {} faster than it is copied: {} of the {limit} bytes of its scratch are used. The run \
+         fails when all are; the guest goes on. Raise the budget of [scratch], or the bandwidth of the run",
+        disk.name,
+        fleecing::low_water(limit)
+    )
 }
 
 /// The disk of the run that a device holds whose last request failed, and how.

@@ -5,6 +5,7 @@ use std::{os::fd::AsFd, sync::Arc};
 use super::{Done, EngineError, Run, begin::read_variables};
 use crate::{
     engine::{
+        fleecing,
         gate::Passage,
         journal::{Record, State},
         plan::{self, Step},
@@ -13,7 +14,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Command,
-        command::{AddFd, AddedFd, BlockdevAdd, BlockdevDel, Transaction},
+        command::{AddFd, AddedFd, BlockSetWriteThreshold, BlockdevAdd, BlockdevDel, Transaction},
     },
     repo::{PartialPoint, Repository},
 };
@@ -61,13 +62,16 @@ impl Run<'_> {
                     let act = format!("Opening the sentinel of disk {disk} in QEMU");
                     self.execute(&client, &act, &BlockdevAdd { options }).await?;
                 }
-                Step::OpenScratch { disk, virtual_size, limit, node, opaque } => {
+                Step::OpenScratch { disk, virtual_size, limit, node, file, opaque } => {
                     let fd = self.scratch_file(virtual_size, limit).await?;
                     let client = self.client().await?;
                     let set = self.pass(&client, fd, opaque).await?;
-                    let options = plan::scratch_options(&node, set.fdset_id, limit);
+                    let options = plan::scratch_options(&node, &file, set.fdset_id, limit);
                     let act = format!("Opening the scratch of disk {disk} in QEMU");
                     self.execute(&client, &act, &BlockdevAdd { options }).await?;
+                    let command =
+                        BlockSetWriteThreshold { node_name: file, write_threshold: fleecing::low_water(limit) };
+                    self.lenient(&client, "Asking for a warning by the scratch", &command).await?;
                 }
                 Step::OpenFilter { node, over, scratch } => {
                     let options = plan::filter_options(&node, &over, &scratch);

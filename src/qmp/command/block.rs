@@ -102,6 +102,21 @@ impl Command for BlockdevDel {
     const DEADLINE: Duration = Duration::from_secs(600);
 }
 
+/// Asks for one `BLOCK_WRITE_THRESHOLD`, at the first write behind an offset of a node.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockSetWriteThreshold {
+    /// The node.
+    pub node_name: String,
+    /// The offset in bytes; 0: no event.
+    pub write_threshold: u64,
+}
+
+impl Command for BlockSetWriteThreshold {
+    const NAME: &'static str = "block-set-write-threshold";
+    type Reply = Empty;
+}
+
 /// Does all of its actions or none, at one instant. Individual completion only: grouped is refused together with
 /// bitmap actions by every QEMU (measured).
 #[derive(Debug, Clone, Serialize)]

@@ -25,6 +25,7 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("remove-fd", &["fdset-id", "fd"]),
     ("blockdev-add", &["driver", "node-name"]),
     ("blockdev-del", &["node-name"]),
+    ("block-set-write-threshold", &["node-name", "write-threshold"]),
     ("transaction", &["actions", "properties"]),
     ("blockdev-backup", &["job-id", "device", "sync", "speed", "bitmap", "bitmap-mode", "filter-node-name", "target"]),
     ("block-dirty-bitmap-add", &["node", "name", "granularity", "persistent", "disabled"]),

@@ -255,6 +255,7 @@ impl Model {
             }
             "block-job-set-speed" => self.set_speed(arguments),
             "qom-set" => self.qom_set(arguments),
+            "block-set-write-threshold" => self.set_write_threshold(arguments),
             "human-monitor-command" => Ok(json!("").into()),
             "quit" => Ok(json!({}).into()),
             _ if command.starts_with("block-dirty-bitmap-") => self.bitmap_command(command, arguments),

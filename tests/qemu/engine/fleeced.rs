@@ -135,6 +135,31 @@ async fn a_scratch_that_is_full_fails_the_run_and_the_guest_notices_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_says_that_it_is_nearly_full_while_there_is_still_time() {
+    let machine = Plan::new().disk(Disk::qcow2("disk0", 16 * MIB)).start();
+    if !machine.can_fleece() {
+        return;
+    }
+    let host = host(8 * MIB);
+    machine.write("disk0", 1, 0, 16 * MIB);
+    let reference = Reference::take(&machine);
+    let going = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "low", 2 * MIB));
+    going.reach(Phase::Copying).await;
+    let mut shown = going.control.state.subscribe();
+    for at in 9..16 {
+        machine.write("disk0", 2, at * MIB, MIB);
+        assert!(at > 13 || shown.borrow().reason.is_empty(), "after {} MiB of 8", at - 8);
+    }
+    let low = shown.wait_for(|state| state.reason == "ScratchLow" || state.phase.is_final()).await.unwrap().clone();
+    assert_eq!((low.reason.as_str(), low.phase), ("ScratchLow", Phase::Copying), "{}", low.message);
+    assert!(low.message.contains("disk0"), "{}", low.message);
+    let state = going.end().await;
+    assert_complete(&state);
+    assert_eq!(state.reason, "");
+    host.assert_equal(&machine, &state, &reference);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cancelled_fleeced_run_leaves_nothing_and_a_detached_one_is_adopted() {
     let machine = varied().start();
     if !machine.can_fleece() {

@@ -4,7 +4,7 @@ use std::fs;
 
 use driftline::qmp::{
     Client,
-    command::{BlockdevAdd, BlockdevBackup, BlockdevDel, QomSet, QueryBlock, Sync},
+    command::{BlockSetWriteThreshold, BlockdevAdd, BlockdevBackup, BlockdevDel, QomSet, QueryBlock, Sync},
 };
 use serde_json::{Value, json};
 
@@ -20,6 +20,11 @@ async fn add(client: &Client, options: Value) {
 async fn delete(client: &Client, node: &str) -> Result<(), String> {
     let deleted = client.execute(&BlockdevDel { node_name: node.to_owned() }).await;
     deleted.map(drop).map_err(|error| error.to_string())
+}
+
+async fn warn(client: &Client, node: &str) -> Result<(), String> {
+    let command = BlockSetWriteThreshold { node_name: node.to_owned(), write_threshold: 1 << 20 };
+    client.execute(&command).await.map(drop).map_err(|error| error.to_string())
 }
 
 /// The connection refuses a node that the device has already, by the newest answer.
@@ -39,6 +44,9 @@ async fn a_snapshot_shows_the_instant_at_which_the_device_got_its_filter() {
         }
         let (disk, before) = (machine.at("disk0.raw"), machine.at("before.raw"));
         machine.target(&client, "scratch", EVEN).await;
+        warn(&client, "scratch").await.unwrap();
+        let unknown = warn(&client, "nothing").await.unwrap_err();
+        assert!(unknown.contains("Device 'nothing' not found"), "{unknown}");
         let filter = json!({"driver": "copy-before-write", "node-name": "filter", "file": "n0", "target": "scratch",
             "on-cbw-error": "break-snapshot", "cbw-timeout": 5, "discard": "unmap"});
         add(&client, filter).await;

@@ -1,6 +1,6 @@
 //! Nodes of a scripted QEMU.
 
-use std::{collections::BTreeSet, fs::File, io, sync::Arc};
+use std::{fs::File, io, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -154,7 +154,9 @@ impl Model {
                 if driver == "qcow2"
                     && let Err(error) = read_qcow2(&mut node)
                 {
-                    self.nodes.retain(|node| !owns_child || node.name != child);
+                    if owns_child {
+                        self.close(&child);
+                    }
                     return generic(error.to_string());
                 }
                 if let ("raw", Some(size)) = (driver, options.get("size").and_then(Value::as_u64)) {
@@ -193,10 +195,17 @@ impl Model {
         if let Err(error) = flush(&node) {
             return generic(error.to_string());
         }
-        let owned = node.children.iter().filter(|_| node.owns_child).map(|(_, child)| child.clone());
-        let going: BTreeSet<String> = owned.chain([name]).collect();
-        self.nodes.retain(|node| !going.contains(&node.name));
+        self.close(&name);
         Ok(json!({}).into())
+    }
+
+    /// A node goes, and what was made with it.
+    fn close(&mut self, name: &str) {
+        let Some(at) = self.nodes.iter().position(|node| node.name == name) else { return };
+        let node = self.nodes.remove(at);
+        for (_, child) in node.children.iter().filter(|_| node.owns_child) {
+            self.close(child);
+        }
     }
 
     /// A clean end writes what jobs left.
