@@ -3,7 +3,7 @@
 //! going: QEMU goes on, and the next agent finds the run in the journal.
 //!
 //! Reading order: `discover` (files) -> `guest` (a task per machine) -> `inventory` (all of them, pure) -> `service`
-//! (what the controller asks) -> `runs`, `restores`, `storage` (who does it).
+//! (what the controller asks) -> `runs`, `restores`, `storage` (who does it); `kept` looks after what QEMU did not give up.
 
 mod configuration;
 pub mod discover;
@@ -11,6 +11,7 @@ pub mod enrolment;
 mod error;
 pub mod guest;
 pub mod inventory;
+mod kept;
 pub mod known;
 mod mounts;
 pub mod problem;
@@ -286,6 +287,7 @@ impl Parts {
                 tokio::select! { () = tokio::time::sleep(Duration::from_secs(60)) => {} () = stopped.cancelled() => {} }
             }
         });
+        tokio::spawn(kept::follow(engine.clone(), guests.clone(), stop.clone()));
         tracing::info!(node, session = session.as_str(), "The agent serves");
         let service = Service {
             node,

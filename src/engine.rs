@@ -245,7 +245,7 @@ impl Engine {
         repository: &RepositoryId,
         adopt: bool,
     ) -> Result<Recovered, EngineError> {
-        let lock = self.lock_soon(guest).await?;
+        let lock = self.lock_soon(guest, "recover").await?;
         let record = self.0.journal.load(guest).map_err(EngineError::Journal)?;
         let mut recovered = Recovered { run: None, found: record.is_some(), adopted: Vec::new(), removed: Vec::new() };
         if let Some(record) = record {
@@ -255,10 +255,25 @@ impl Engine {
             recovered.run = self.finished(&run);
         }
         if adopt {
-            recovered.adopted = run::adopt(monitor, &self.0.journal).await?;
+            recovered.adopted = run::adopt(monitor, &self.0.journal, guest).await?;
         }
+        let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
+        run::give_up_kept(&client, &self.0.journal, guest).await?;
         recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
         Ok(recovered)
+    }
+
+    /// Gives up the descriptors that QEMU has kept of earlier runs of a guest. Returns how many it still keeps.
+    ///
+    /// # Errors
+    /// When somebody works on the guest, the journal cannot be used, or QEMU does not answer.
+    pub async fn give_up_kept(&self, monitor: &Monitor, guest: &GuestId) -> Result<usize, EngineError> {
+        if self.0.journal.kept(guest).map_err(EngineError::Journal)?.is_empty() {
+            return Ok(0);
+        }
+        let _lock = self.lock_soon(guest, "an agent that gives up descriptors").await?;
+        let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
+        run::give_up_kept(&client, &self.0.journal, guest).await
     }
 
     /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.
@@ -304,12 +319,12 @@ impl Engine {
         self.0.journal.finished(run)
     }
 
-    /// The guest's lock for a recovery. A process that is just being started by this one holds the descriptor for some
+    /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the descriptor for some
     /// milliseconds, until its exec closes it: one look would call that somebody at work.
-    async fn lock_soon(&self, guest: &GuestId) -> Result<GuestLock, EngineError> {
+    async fn lock_soon(&self, guest: &GuestId, holder: &str) -> Result<GuestLock, EngineError> {
         let until = tokio::time::Instant::now() + self.0.patience.lock_pause * 5;
         loop {
-            match try_lock(&self.0.settings.locks, guest, "recover").map_err(EngineError::Lock)? {
+            match try_lock(&self.0.settings.locks, guest, holder).map_err(EngineError::Lock)? {
                 Attempted::Locked(lock) => return Ok(lock),
                 Attempted::HeldBy(holder) if tokio::time::Instant::now() >= until => {
                     return Err(EngineError::GuestInUse { guest: guest.clone(), holder });

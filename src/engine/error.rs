@@ -150,6 +150,15 @@ pub enum EngineError {
         /// How many.
         attempts: u32,
     },
+    /// QEMU keeps descriptors of ended runs open, and each run of a guest that does not run adds some.
+    #[error(
+        "QEMU keeps {count} descriptors of ended runs open, as this version does while the guest does not run; continue the \
+         guest once, then they are given up"
+    )]
+    DescriptorsKept {
+        /// How many.
+        count: usize,
+    },
     /// A job does not end though it was cancelled.
     #[error("Job {job} does not end though it was cancelled; its target may hang")]
     JobStuck {
@@ -275,6 +284,7 @@ impl EngineError {
             Self::FilterStuck { .. } => "FilterStuck",
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
+            Self::DescriptorsKept { .. } => "DescriptorsKept",
             Self::JobStuck { .. } | Self::NotCleared { .. } => TARGET_STUCK,
             Self::GuestInUse { .. } => "GuestInUse",
             Self::Unanswered { .. } => "MonitorUnanswered",
@@ -307,6 +317,7 @@ impl EngineError {
             | Self::FilterStuck { .. }
             | Self::DiskShrunk { .. }
             | Self::TooManyAttempts { .. }
+            | Self::DescriptorsKept { .. }
             | Self::JobStuck { .. }
             | Self::NotCleared { .. }
             | Self::GuestInUse { .. }

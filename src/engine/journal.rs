@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod fixture;
+mod kept;
 mod record;
 mod store;
 

@@ -5,6 +5,7 @@ mod adopt;
 mod begin;
 mod clean;
 mod commit;
+mod descriptors;
 mod doors;
 mod fleece;
 mod follow;
@@ -15,11 +16,15 @@ mod prepare;
 mod scratch;
 
 use std::{
+    os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-pub(super) use self::adopt::{adopt, remove_useless_bitmaps};
+pub(super) use self::{
+    adopt::{adopt, remove_useless_bitmaps},
+    descriptors::give_up_kept,
+};
 use super::{
     EngineError, Inner,
     error::cancelled,
@@ -96,6 +101,8 @@ pub(super) struct Run<'a> {
     fresh: bool,
     /// Since when QEMU does not answer.
     silent_since: Option<Instant>,
+    /// The scratch files that this process has made for the attempt.
+    scratches: Vec<OwnedFd>,
 }
 
 impl<'a> Run<'a> {
@@ -119,6 +126,7 @@ impl<'a> Run<'a> {
             fenced: 0,
             fresh: false,
             silent_since: None,
+            scratches: Vec::new(),
         }
     }
 

@@ -64,8 +64,17 @@ const TWO_JOBS: Danger = Danger {
 const RESIZE: Danger =
     Danger { word: "ResizeBelowThrottleAborts", mended_in: None, what: "a resize below a throttle filter aborts QEMU" };
 
+/// `remove-fd` only marks a set unless the guest runs; another one closes it once the guest does. `engine` writes such sets
+/// down, so no command is refused for it.
+const PAUSED_KEEPS: Danger = Danger {
+    word: "PausedKeepsDescriptors",
+    mended_in: Some((10, 0)),
+    what: "descriptors that are given up while the guest does not run stay open until it has run again",
+};
+
 /// All of them. `check` refuses the commands.
-pub const DANGERS: [Danger; 7] = [FLEECING, ENABLE, GROUPED_ENABLE, DRIVE_ID, SAME_DRIVE, TWO_JOBS, RESIZE];
+pub const DANGERS: [Danger; 8] =
+    [FLEECING, ENABLE, GROUPED_ENABLE, DRIVE_ID, SAME_DRIVE, TWO_JOBS, RESIZE, PAUSED_KEEPS];
 
 /// What the connection knows about the guest, for the rules that need it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

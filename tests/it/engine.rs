@@ -4,5 +4,6 @@
 mod crashes;
 mod harm;
 mod host;
+mod kept;
 mod order;
 mod scenarios;

@@ -167,6 +167,11 @@ async fn a_paused_guest_stays_paused() {
     assert_complete(&state);
     host.assert_equal(&machine, &state, &reference);
     assert_eq!(machine.status(), "prelaunch");
+    let sets = || machine.execute("query-fdsets", json!({})).as_array().unwrap().len();
+    assert_eq!(sets() > 0, machine.keeps_descriptors_while_paused(), "{} sets", sets());
+    host.go_on(&machine).await;
+    assert_clean(&machine);
+    host.assert_tidy(&machine);
 }
 
 #[tokio::test(flavor = "multi_thread")]

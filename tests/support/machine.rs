@@ -198,6 +198,11 @@ impl Machine {
         self.version() >= (8, 2)
     }
 
+    /// Whether a descriptor that is given up while the machine stands stays open.
+    pub fn keeps_descriptors_while_paused(&self) -> bool {
+        self.version() < (9, 1)
+    }
+
     /// `query-status`: `running`, `paused`, `prelaunch`, `io-error`.
     pub fn status(&self) -> String {
         self.execute("query-status", json!({}))["status"].as_str().unwrap_or_default().to_owned()

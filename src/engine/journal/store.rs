@@ -88,7 +88,7 @@ impl JournalError {
 /// The journal of a host.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    running: PathBuf,
+    pub(super) running: PathBuf,
     finished: PathBuf,
 }
 
@@ -157,7 +157,7 @@ impl Journal {
                 }
                 Err(error) => return Err(error),
             }
-            File::open(&self.running)?.sync_all()
+            sync_folder(&self.running)
         };
         write().map_err(|source| JournalError::Write { path: path.clone(), source })
     }
@@ -172,7 +172,7 @@ impl Journal {
                     _ => {}
                 }
             }
-            File::open(&self.running)?.sync_all()
+            sync_folder(&self.running)
         };
         write().map_err(|source| JournalError::Write { path: path.clone(), source })
     }
@@ -194,7 +194,7 @@ impl Journal {
         let write = || -> io::Result<()> {
             write_synced(&spare, &serde_json::to_vec(state)?)?;
             fs::rename(&spare, &path)?;
-            File::open(&self.finished)?.sync_all()
+            sync_folder(&self.finished)
         };
         write().map_err(|source| JournalError::Write { path: path.clone(), source })?;
         self.drop_old(now);
@@ -261,8 +261,13 @@ fn reserve(path: &Path, length: usize) -> io::Result<()> {
     }
 }
 
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
 /// Writes over what is there, without giving back its space first.
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = writing().truncate(false).open(path)?;
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;

@@ -8,13 +8,14 @@ use std::{
 };
 
 use super::{
+    descriptors::attempts,
     doors,
     fleece::{below, set_drive},
     overlay::free,
 };
 use crate::{
     engine::{EngineError, graph::inspect, journal::Journal, orphans},
-    ids::{AttemptId, JobId, NodeRole, RepositoryId},
+    ids::{AttemptId, GuestId, JobId, NodeRole, RepositoryId},
     qmp::{
         Client, Command, ExecuteError, Monitor,
         block::JobStatus,
@@ -29,7 +30,11 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Removes them; says what was removed.
-pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Result<Vec<String>, EngineError> {
+pub(in crate::engine) async fn adopt(
+    monitor: &Monitor,
+    journal: &Journal,
+    guest: &GuestId,
+) -> Result<Vec<String>, EngineError> {
     let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
     let known: BTreeSet<_> =
         journal.all().map_err(EngineError::Journal)?.into_iter().map(|record| record.attempt).collect();
@@ -49,13 +54,16 @@ pub(in crate::engine) async fn adopt(monitor: &Monitor, journal: &Journal) -> Re
         ask(&client, &BlockdevDel { node_name }).await?;
         removed.push(named);
     }
+    let mut kept = journal.kept(guest).map_err(EngineError::Journal)?;
     for set in ask(&client, &QueryFdsets {}).await? {
-        let attempt = set.fds.iter().find_map(|fd| attempt_of_fd(fd.opaque.as_deref()?));
-        if is_unknown(attempt, &known) {
+        if is_unknown(attempts(&set).next(), &known) {
             ask(&client, &RemoveFd { fdset_id: set.fdset_id }).await?;
             removed.push(format!("descriptor set {}", set.fdset_id));
+            kept.extend(attempts(&set));
         }
     }
+    // QEMU may have kept them: whoever tries again finds out.
+    journal.set_kept(guest, &kept).map_err(EngineError::Journal)?;
     Ok(removed)
 }
 
@@ -135,10 +143,6 @@ fn is_unknown(attempt: Option<AttemptId>, known: &BTreeSet<AttemptId>) -> bool {
 
 fn attempt_of_node(name: &str) -> Option<AttemptId> {
     name.strip_prefix("dl-")?.get(..8)?.parse().ok()
-}
-
-fn attempt_of_fd(opaque: &str) -> Option<AttemptId> {
-    opaque.strip_prefix("driftline.")?.get(..8)?.parse().ok()
 }
 
 async fn ask<C: Command>(client: &Client, command: &C) -> Result<C::Reply, EngineError> {

@@ -40,6 +40,7 @@ impl Run<'_> {
         self.phase(Phase::Preparing);
         let client = self.client().await?;
         let guest = inspect(&client).await?;
+        self.give_up_kept(&client, &request.guest.uuid).await?;
         // One that has begun still says `running`.
         let migration = self.execute(&client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
         if migration.status.is_some_and(|status| is_migrating(&status)) {

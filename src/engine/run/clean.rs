@@ -75,6 +75,7 @@ impl Run<'_> {
     /// What step 9 does in QEMU.
     async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
         self.close_nodes(client, record).await?;
+        self.note_kept(client, record).await?;
         self.end_jobs(client, record, false).await?;
         // The disk may have been unplugged meanwhile: then it is none of the guest's. That of a snapshot went with its node.
         for disk in record.disks.iter().filter(|disk| disk.base().is_some() && disk.scratch.is_none()) {
@@ -124,6 +125,7 @@ impl Run<'_> {
     pub(super) async fn start_over(&mut self, record: &mut Record) -> Done<()> {
         match self.undo(record, false).await? {
             Cleared::All => {
+                self.empty_scratches();
                 self.fenced = 0;
                 self.sent_on = None;
                 Ok(())
@@ -141,6 +143,9 @@ impl Run<'_> {
         let (ended, now) = (self.state.clone(), self.now());
         let guest = record.request.guest.uuid.clone();
         let forget = matches!(cleared, Cleared::All);
+        if forget {
+            self.empty_scratches();
+        }
         if let Cleared::Stuck(_, what) = cleared {
             tracing::warn!(run = %record.request.run, "{what}; the guest's next run tries again");
         }
@@ -193,19 +198,16 @@ impl Run<'_> {
 
     /// The part of the plan's undoing that is in QEMU. What is not there was not done, or is undone already.
     async fn undo_in_qemu(&self, client: &Client, record: &Record, harmed: bool) -> Done<()> {
-        let undos = plan::undo(record);
         self.end_jobs(client, record, true).await?;
         let nodes = self.nodes(client).await?;
-        let sets = self.fdsets(client).await?;
-        for undo in undos {
+        for undo in plan::undo(record) {
             match undo {
                 // All of them are ended above, because the first ones' targets may be needed by the last; the files go
-                // once QEMU has let go of them.
-                Undo::EndJob { .. } | Undo::DiscardStaging | Undo::DiscardPoint => {}
+                // once QEMU has let go of them; the descriptors below.
+                Undo::EndJob { .. } | Undo::DiscardStaging | Undo::DiscardPoint | Undo::RemoveFds { .. } => {}
                 Undo::RemoveBitmap { name } => self.remove_bitmap(client, &nodes, &name).await?,
                 Undo::SwitchBack { drive } => self.switch_back(client, &drive).await?,
                 Undo::CloseNode { node } => self.close_node(client, &nodes, &node).await?,
-                Undo::RemoveFds { opaque } => self.give_up_fds(client, &sets, |word| word == opaque).await?,
             }
         }
         if harmed {
@@ -214,7 +216,10 @@ impl Run<'_> {
                 self.execute(client, "Continuing the guest", &Cont {}).await?;
             }
         }
-        Ok(())
+        // A guest that stands keeps them.
+        let sets = self.fdsets(client).await?;
+        self.give_up_fds(client, &sets, |word| record.owns_fdset(word)).await?;
+        self.note_kept(client, record).await
     }
 
     /// Removes a bitmap from whichever of `nodes` has it: its disk may have been unplugged meanwhile.

@@ -17,10 +17,9 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Event, ExecuteError,
-        block::{BlockDevice, BlockNode, FdSet, JobInfo, MigrationInfo, RunState},
+        block::{BlockDevice, BlockNode, JobInfo, MigrationInfo, RunState},
         command::{
-            BlockdevDel, QueryBlock, QueryBlockGraph, QueryBlockJobs, QueryFdsets, QueryMigrate, QueryNamedBlockNodes,
-            QueryStatus, RemoveFd,
+            BlockdevDel, QueryBlock, QueryBlockGraph, QueryBlockJobs, QueryMigrate, QueryNamedBlockNodes, QueryStatus,
         },
     },
 };
@@ -197,10 +196,6 @@ impl Run<'_> {
         self.execute(client, "Asking QEMU for its nodes", &QueryNamedBlockNodes { flat: true }).await
     }
 
-    pub(super) async fn fdsets(&self, client: &Client) -> Done<Vec<FdSet>> {
-        self.execute(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await
-    }
-
     /// Closes a node, if it is among `nodes`. One that is gone already was closed: QEMU takes it off its list and
     /// closes it without answering anybody in between.
     pub(super) async fn close_node(&self, client: &Client, nodes: &[BlockNode], name: &str) -> Done<()> {
@@ -212,23 +207,6 @@ impl Run<'_> {
             Err(Halt::Failed(EngineError::Qemu { source, .. })) if is_unknown(&source) => Ok(()),
             done => done.map(drop),
         }
-    }
-
-    /// Gives up the sets, among `sets`, whose word is ours. QEMU 10.0 keeps them even when the client is gone.
-    pub(super) async fn give_up_fds(&self, client: &Client, sets: &[FdSet], ours: impl Fn(&str) -> bool) -> Done<()> {
-        for set in sets {
-            if !set.fds.iter().any(|fd| fd.opaque.as_deref().is_some_and(&ours)) {
-                continue;
-            }
-            match self.execute(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await {
-                // It went with its node.
-                Err(Halt::Failed(EngineError::Qemu { source: ExecuteError::Qemu { .. }, .. })) => {}
-                done => {
-                    done?;
-                }
-            }
-        }
-        Ok(())
     }
 }
 

@@ -64,6 +64,7 @@ impl Run<'_> {
                 }
                 Step::OpenScratch { disk, virtual_size, limit, node, file, opaque } => {
                     let fd = self.scratch_file(virtual_size, limit).await?;
+                    self.scratches.extend(fd.try_clone());
                     let client = self.client().await?;
                     let set = self.pass(&client, fd, opaque).await?;
                     let options = plan::scratch_options(&node, &file, set.fdset_id, limit);

@@ -120,6 +120,15 @@ impl Run<'_> {
             .map_err(|source| EngineError::Broken { act: "Making a scratch file", source })?;
         Ok(made.map_err(|source| EngineError::Scratch { path, source })?)
     }
+
+    /// Gives back the space of the attempt's scratch files, which QEMU has closed: it may keep the descriptors.
+    pub(super) fn empty_scratches(&mut self) {
+        for fd in self.scratches.drain(..) {
+            if let Err(error) = File::from(fd).set_len(0) {
+                tracing::warn!(%error, "a scratch file keeps its space until QEMU gives it up");
+            }
+        }
+    }
 }
 
 fn free_bytes(scratch: &Scratch) -> io::Result<u64> {

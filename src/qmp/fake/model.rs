@@ -288,19 +288,20 @@ impl Model {
 
     fn remove_fd(&mut self, arguments: &Value) -> Result<Answer, Refusal> {
         let id = arguments.get("fdset-id").and_then(Value::as_i64).unwrap_or(-1);
-        match self.fdsets.iter().position(|set| set.id == id) {
+        let closes = self.version >= (9, 1, 0) || self.status == "running";
+        let Some(at) = self.fdsets.iter().position(|set| set.id == id) else {
+            return generic(format!("File descriptor named 'fdset-id:{id}' not found"));
+        };
+        if closes {
             // Nodes hold their own duplicates.
-            Some(at) => {
-                self.fdsets.remove(at);
-                Ok(json!({}).into())
-            }
-            None => generic(format!("File descriptor named 'fdset-id:{id}' not found")),
+            self.fdsets.remove(at);
         }
+        Ok(json!({}).into())
     }
 
-    /// QEMU 7.2 drops fd sets that no node uses when the client is gone; 10.0 keeps them.
+    /// QEMU 7.2 drops fd sets that no node uses when the client is gone, if the guest runs; 10.0 keeps them.
     pub(super) fn client_is_gone(&mut self) {
-        if self.version.0 < 10 {
+        if self.version.0 < 10 && self.status == "running" {
             let used: BTreeSet<&str> = self.nodes.iter().map(|node| node.shown_file.as_str()).collect();
             self.fdsets.retain(|set| used.contains(format!("/dev/fdset/{}", set.id).as_str()));
         }

@@ -317,3 +317,24 @@ async fn a_folder_tells_which_repository_it_is() {
     let found = ask(Action::Validate(String::new())).await;
     assert_eq!((found.id.as_str(), found.problem), (REPOSITORY, None));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_paused_guest_has_kept_is_given_up_when_it_goes_on() {
+    let lab = Lab::new(Pace::AtOnce);
+    lab.qemu.set_status("paused");
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    lab.ready(&agent).await;
+    agent.start_backup(lab.request("run-1")).await.unwrap();
+    run_until(&agent, "run-1", ended).await;
+    assert!(!lab.qemu.fdsets().is_empty());
+    lab.qemu.set_status("running");
+    lab.qemu.emit("RESUME", serde_json::Value::Null);
+    let given_up = async {
+        while !lab.qemu.fdsets().is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, given_up).await.unwrap();
+    running.stop().await;
+}

@@ -81,7 +81,7 @@ impl Host {
         Host::shaped(Shape::FIRST, pace)
     }
 
-    fn shaped(shape: Shape, pace: Pace) -> Host {
+    pub fn shaped(shape: Shape, pace: Pace) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let id = "5d0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
         for name in ["repository", "scratch"] {

@@ -207,12 +207,13 @@ async fn a_paused_guest_stays_paused_and_a_killed_one_costs_the_run() {
     going.reach(Phase::Copying).await;
     machine.kill();
     assert_failed(&going.end().await, "GuestGone");
-    host.assert_tidy(&machine);
     machine.start_again();
     let reference = Reference::take(&machine);
     let state = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "next", 0)).end().await;
     assert_complete(&state);
     host.assert_equal(&machine, &state, &reference);
+    host.go_on(&machine).await;
+    host.assert_tidy(&machine);
     assert_clean(&machine);
 }
 

@@ -137,6 +137,13 @@ impl Host {
         self.repository_path().join("guests").join(machine.uuid())
     }
 
+    /// Continues the machine, and gives up what QEMU has kept until then.
+    pub(super) async fn go_on(&self, machine: &Machine) {
+        machine.execute("cont", json!({}));
+        let (monitor, guest) = (Monitor::new(Address::Unix(machine.qmp())), machine.uuid().parse().unwrap());
+        assert_eq!(self.engine().give_up_kept(&monitor, &guest).await.unwrap(), 0);
+    }
+
     /// Nothing but whole points in the repository, nothing in the journal.
     pub(super) fn assert_tidy(&self, machine: &Machine) {
         let scan = self.repository().scan(&machine.uuid().parse().unwrap()).unwrap();

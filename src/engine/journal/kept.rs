@@ -1,0 +1,73 @@
+//! Attempts that have ended and whose descriptors QEMU keeps open: `journal/<guest>.kept`. Blocking calls.
+
+use std::{collections::BTreeSet, fs, io, path::PathBuf};
+
+use super::{
+    Journal, JournalError,
+    store::{sync_folder, write_synced},
+};
+use crate::ids::{AttemptId, GuestId};
+
+impl Journal {
+    fn kept_path(&self, guest: &GuestId) -> PathBuf {
+        self.running.join(format!("{guest}.kept"))
+    }
+
+    /// Attempts at a guest whose descriptors QEMU has kept.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds something else.
+    pub fn kept(&self, guest: &GuestId) -> Result<BTreeSet<AttemptId>, JournalError> {
+        let path = self.kept_path(guest);
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| JournalError::Malformed { path, source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(source) => Err(JournalError::Read { path, source }),
+        }
+    }
+
+    /// Writes down all of them: durable when this returns.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_kept(&self, guest: &GuestId, attempts: &BTreeSet<AttemptId>) -> Result<(), JournalError> {
+        let path = self.kept_path(guest);
+        let write = || -> io::Result<()> {
+            if attempts.is_empty() {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    removed => removed?,
+                }
+            } else {
+                let spare = path.with_extension("kept.next");
+                write_synced(&spare, &serde_json::to_vec(attempts)?)?;
+                fs::rename(&spare, &path)?;
+            }
+            sync_folder(&self.running)
+        };
+        write().map_err(|source| JournalError::Write { path: path.clone(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_stands_until_nothing_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let guest: GuestId = "11111111-2222-3333-4444-555555555555".parse().unwrap();
+        assert_eq!(journal.kept(&guest).unwrap(), BTreeSet::new());
+        let attempts = BTreeSet::from([AttemptId::from_random(1), AttemptId::from_random(2)]);
+        journal.set_kept(&guest, &attempts).unwrap();
+        assert_eq!(journal.kept(&guest).unwrap(), attempts);
+        assert_eq!(journal.all().unwrap(), vec![]);
+        for _ in 0..2 {
+            journal.set_kept(&guest, &BTreeSet::new()).unwrap();
+            assert_eq!(fs::read_dir(folder.path().join("journal")).unwrap().count(), 0);
+        }
+        fs::write(folder.path().join(format!("journal/{guest}.kept")), "{").unwrap();
+        assert_eq!(journal.kept(&guest).unwrap_err().reason(), "JournalUnreadable");
+    }
+}
