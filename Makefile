@@ -39,6 +39,7 @@ base = [ "$$(id -u)" != 0 ] || stage "base of the image (built once)" tests/imag
 # Another QEMU is installed by root alone, too.
 other_qemu = [ "$$(id -u)" != 0 ] || stage "QEMU 10.0 beside the installed one (once)" tests/qemu-versions
 on_other_qemu = env PATH="$$(tests/qemu-versions):$$PATH"
+on_8_2 = env PATH="$$(tests/qemu-versions 8.2):$$PATH" QEMU_MODULE_DIR="$$(tests/qemu-versions 8.2)/modules"
 nodes = [ "$$(id -u)" = 0 ] || { echo "make $@ starts real nodes, which needs the rights of root: run it as root" >&2; exit 1; }
 build = stage "tools" tests/install-tools $@; stage "control plane and nodes (built once)" tests/controlplane/build; $(base)
 cargo_test = cargo test --locked --features fake
@@ -101,6 +102,10 @@ soak:
 	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))
 	stage "stopped at every single step" $(cargo_test) --quiet --test it crashes
+	if [ "$$(id -u)" = 0 ]; then
+		stage "QEMU 8.2 beside the installed one (once)" tests/qemu-versions 8.2
+		stage "the engine's tests with QEMU 8.2" $(on_8_2) $(more_threads) $(cargo_test) --test qemu -- engine:: torture:: qmp::fleece
+	fi
 	round=0
 	while [ "$$(date +%s)" -lt "$$until" ]; do
 		round=$$((round + 1))
