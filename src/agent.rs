@@ -52,6 +52,7 @@ use crate::{
     ids::SessionId,
     metrics::{AgentMetrics, Reason},
     qcow2::tool::{FileOwner, QemuImg},
+    qmp::Schemas,
     repo::Roots,
     rpc::{
         server::{self, Limits, OnRefused},
@@ -230,7 +231,7 @@ impl Parts {
             scratch: config.scratch.as_ref().map(crate::engine::Scratch::from),
         };
         let engine = Engine::new(settings).map_err(|source| AgentError::Engine { source })?;
-        let guests = Guests::new(Known::new(&config.state), metrics.clone());
+        let guests = Guests::new(Known::new(&config.state), Schemas::new(&config.state), metrics.clone());
         let runs = Runs::new(engine.clone(), guests.clone(), metrics.clone(), clock::system());
         let restores = RestoreSettings {
             state: config.state.clone(),

@@ -52,7 +52,7 @@ pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
     clock::Clock,
     ids::{GuestId, RepositoryId},
-    qmp::Monitor,
+    qmp::{Client, Command, Monitor, command::QueryStatus},
     repo::{QemuImg, Roots},
 };
 
@@ -258,7 +258,7 @@ impl Engine {
             recovered.adopted = run::adopt(monitor, &self.0.journal, guest).await?;
         }
         let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
-        run::give_up_kept(&client, &self.0.journal, guest).await?;
+        self.give_up_kept_by(&client, guest).await?;
         recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
         Ok(recovered)
     }
@@ -273,7 +273,14 @@ impl Engine {
         }
         let _lock = self.lock_soon(guest, "an agent that gives up descriptors").await?;
         let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
-        run::give_up_kept(&client, &self.0.journal, guest).await
+        self.give_up_kept_by(&client, guest).await
+    }
+
+    async fn give_up_kept_by(&self, client: &Client, guest: &GuestId) -> Result<usize, EngineError> {
+        let status = client.execute(&QueryStatus {}).await;
+        let command = QueryStatus::NAME;
+        let running = status.map_err(|source| EngineError::Inspect { command, source })?.running;
+        run::give_up_kept(client, &self.0.journal, guest, running).await
     }
 
     /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.

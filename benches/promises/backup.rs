@@ -61,7 +61,7 @@ fn measure(size: u64, data: u64, rounds: usize) -> Vec<Round> {
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let disk = folder.path().join("disk0.raw");
     fill(&disk, size, data);
-    let machine = Plan::new().disk(Disk::raw("disk0", size).at(&disk)).paused().start();
+    let machine = Plan::new().disk(Disk::raw("disk0", size).at(&disk)).start();
     let host = host(folder.path());
     let round = |number: usize| {
         rustix::fs::sync();

@@ -35,7 +35,7 @@ pub fn latency(quick: bool) -> Vec<Row> {
     let folder = tempfile::Builder::new().prefix("bench-").tempdir().unwrap();
     let events = folder.path().join("events");
     let monitor = format!("unix:{},server=on,wait=off", events.display());
-    let machine = Plan::new().disk(Disk::raw("disk0", 4 * MIB)).paused().arguments(&["-qmp", &monitor]).start();
+    let machine = Plan::new().disk(Disk::raw("disk0", 4 * MIB)).arguments(&["-qmp", &monitor]).start();
     let jobs = Jobs::listen(&events);
     let repository = ready(&tenant, &machine);
     let (runtime, api) = runs(&tenant);
@@ -75,7 +75,7 @@ pub fn increment(quick: bool) -> Vec<Row> {
     let (disk, monitor) = (folder.path().join("disk0.raw"), format!("unix:{},server=on,wait=off", events.display()));
     let size = 1024 * MIB;
     let disk = Disk::raw("disk0", size).at(&disk);
-    let machine = Plan::new().disk(disk).paused().arguments(&["-qmp", &monitor]).start();
+    let machine = Plan::new().disk(disk).arguments(&["-qmp", &monitor]).start();
     let jobs = Jobs::listen(&events);
     ready(&tenant, &machine);
     let (runtime, api) = runs(&tenant);

@@ -30,7 +30,7 @@ pub fn controller(quick: bool) -> Vec<Row> {
     let count = if quick { 100 } else { 1000 };
     let installation = Installation::shared();
     let tenant = installation.tenant();
-    let machine = Plan::new().disk(Disk::raw("disk0", 4 * MIB)).paused().start();
+    let machine = Plan::new().disk(Disk::raw("disk0", 4 * MIB)).start();
     ready(&tenant, &machine);
     tenant.back_up("first", "g", "local");
     tenant.wait_for("backupruns.driftline.dev/first", "Complete", Duration::from_secs(60));

@@ -36,7 +36,7 @@ impl Bench {
     fn new(size: u64, place: &Path) -> Bench {
         let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(place).unwrap();
         let disk = folder.path().join("disk0.raw");
-        let machine = Plan::new().disk(Disk::raw("disk0", size).at(&disk)).paused().start();
+        let machine = Plan::new().disk(Disk::raw("disk0", size).at(&disk)).start();
         let (host, repository) = (host(folder.path()), folder.path().join("repositories/increments"));
         std::fs::create_dir_all(&repository).unwrap();
         let bench = Bench { folder, machine, host, repository, size };

@@ -20,7 +20,7 @@ pub fn beside_each_other(quick: bool) -> Vec<Row> {
     let folder = tempfile::Builder::new().prefix("bench-").tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let disk = folder.path().join("disk0.raw");
     fill(&disk, 1024 * MIB, 256 * MIB);
-    let machine = Plan::new().disk(Disk::raw("disk0", 1024 * MIB).at(&disk)).paused().start();
+    let machine = Plan::new().disk(Disk::raw("disk0", 1024 * MIB).at(&disk)).start();
     let mut rows = vec![Row::reported("Disk of 1 GiB with 256 MiB of data", format!("QEMU {}", version(&machine)))];
     let mut ways = vec![
         ("direct", ["--fleecing", "Never", "--data-path", "Direct"]),
@@ -55,7 +55,7 @@ pub fn clone(_quick: bool) -> Vec<Row> {
     let base = folder.path().join("base.raw");
     fill(&base, 4096 * MIB, 32 * MIB);
     let disk = Disk::qcow2("disk0", 4096 * MIB).at(&folder.path().join("clone.qcow2")).backed_by(&base, Format::Raw);
-    let machine = Plan::new().disk(disk).paused().start();
+    let machine = Plan::new().disk(disk).start();
     if !machine.can_fleece() {
         let why = format!("none on QEMU {}", version(&machine));
         return vec![Row::reported("Fleeced full of a clone of 4 GiB with 32 MiB of data", why)];

@@ -22,7 +22,7 @@ use crate::{
     config::GuestFile,
     engine::graph::{GuestFacts, PowerState, inspect},
     metrics::{AgentMetrics, GuestLabels, Reason},
-    qmp::{Address, Client, ConnectError, ErrorObserver, Event, Monitor},
+    qmp::{Address, Client, ConnectError, ErrorObserver, Event, Monitor, MonitorOptions, Schemas},
     sentence::sentence,
 };
 
@@ -53,6 +53,7 @@ pub struct Guests(Arc<Shared>);
 
 struct Shared {
     known: Known,
+    schemas: Schemas,
     metrics: AgentMetrics,
     board: Mutex<Board>,
     listing: watch::Sender<Arc<Listing>>,
@@ -80,10 +81,10 @@ struct Task {
 
 impl Guests {
     /// Nobody yet.
-    pub fn new(known: Known, metrics: AgentMetrics) -> Guests {
+    pub fn new(known: Known, schemas: Schemas, metrics: AgentMetrics) -> Guests {
         let (listing, _) = watch::channel(Arc::default());
         let (scanned, _) = watch::channel(false);
-        Guests(Arc::new(Shared { known, metrics, board: Mutex::default(), listing, scanned }))
+        Guests(Arc::new(Shared { known, schemas, metrics, board: Mutex::default(), listing, scanned }))
     }
 
     /// The guests as they are, and as they become.
@@ -179,7 +180,8 @@ impl Guests {
         let observer = ErrorObserver::new(move |error| {
             errors.get_or_create(&Reason { reason: error.reason().to_owned() }).inc();
         });
-        let monitor = Monitor::observed(Address::Unix(path.to_owned()), observer);
+        let options = MonitorOptions { observer: Some(observer), schemas: Some(self.0.schemas.clone()) };
+        let monitor = Monitor::with(Address::Unix(path.to_owned()), options);
         Arc::new(Socket { monitor, turn: Arc::default() })
     }
 

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 use super::{
     CliError, Exit,
     args::{Backup, BackupType as AskedType, DataPath as AskedDataPath, Fleecing as AskedFleecing},
-    guests::{Known, facts},
-    host::{Host, monitor},
+    guests::{Known, identity},
+    host::Host,
     output::{Output, bytes, table},
     points::ChainDocument,
     progress::{Item, Progress},
@@ -31,8 +31,8 @@ pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError
     let known = Known::look(&host, &args.machine.qmp)?;
     let interrupt = Interrupt::listen(output)?;
     // The machine first: nothing is made of an empty folder for a machine that is not there.
-    let monitor = monitor(&args.machine.qmp);
-    let guest = known.identify(&args.machine, args.name.as_deref(), &facts(&monitor).await?)?;
+    let monitor = host.monitor(&args.machine.qmp);
+    let guest = known.identify(&args.machine, args.name.as_deref(), &identity(&monitor).await?)?;
     let (repository, new) = host.open_or_initialise(&args.repository).await?;
     if new {
         let path = repository.path().display();

@@ -8,14 +8,14 @@ use serde::Serialize;
 use super::{
     CliError, Exit,
     args::{Guests, Machine},
-    host::{Host, guest_files, monitor},
+    host::{Host, guest_files},
     output::{Output, bytes, table},
 };
 use crate::{
     config::GuestFile,
     engine::{
         GuestRef,
-        graph::{GuestFacts, inspect},
+        graph::{self, GuestFacts, Identity, inspect},
     },
     ids::GuestId,
     qmp::Monitor,
@@ -28,14 +28,14 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
     let mut guests = Vec::new();
     if let Some(socket) = &args.qmp {
         let known = Known::look(&host, socket)?;
-        let facts = facts(&monitor(socket)).await?;
+        let facts = facts(&host.monitor(socket)).await?;
         guests.push(Document::new(known.file.as_ref(), socket, Ok(&facts)));
     } else {
         let folder = args.guests_dir.as_ref().unwrap_or(&host.config.guests);
         for path in guest_files(folder)? {
             match GuestFile::load(&path) {
                 Ok(file) => {
-                    let found = facts(&monitor(&file.qmp)).await;
+                    let found = facts(&host.monitor(&file.qmp)).await;
                     guests.push(Document::new(Some(&file), &file.qmp, found.as_ref()));
                 }
                 // One machine's wrong file does not hide the others.
@@ -68,26 +68,32 @@ impl Known {
         &self,
         machine: &Machine,
         name: Option<&str>,
-        facts: &GuestFacts,
+        found: &Identity,
     ) -> Result<GuestRef, CliError> {
         let file = self.file.as_ref();
         let given = machine.uuid.as_ref().or_else(|| file.and_then(|file| file.uuid.as_ref()));
         let socket = || machine.qmp.clone();
-        let uuid: GuestId = match (&facts.uuid, given) {
-            (Some(found), Some(given)) if found != given => {
-                return Err(CliError::OtherUuid { socket: socket(), found: found.clone(), given: given.clone() });
+        let uuid: GuestId = match (&found.uuid, given) {
+            (Some(uuid), Some(given)) if uuid != given => {
+                return Err(CliError::OtherUuid { socket: socket(), found: uuid.clone(), given: given.clone() });
             }
             (Some(uuid), _) | (None, Some(uuid)) => uuid.clone(),
             (None, None) => return Err(CliError::NoUuid { socket: socket() }),
         };
-        let name = name.or_else(|| file.map(|file| file.name.as_str())).or(facts.name.as_deref());
+        let name = name.or_else(|| file.map(|file| file.name.as_str())).or(found.name.as_deref());
         let name = name.map_or_else(|| uuid.to_string(), str::to_owned);
         Ok(GuestRef { uuid, name, namespace: file.map(|file| file.namespace.clone()).unwrap_or_default() })
     }
 }
 
+/// Whom QEMU says that it is.
+pub(super) async fn identity(monitor: &Monitor) -> Result<Identity, CliError> {
+    let client = monitor.client().await?;
+    Ok(graph::identity(&client).await?)
+}
+
 /// What QEMU says of itself.
-pub(super) async fn facts(monitor: &Monitor) -> Result<GuestFacts, CliError> {
+async fn facts(monitor: &Monitor) -> Result<GuestFacts, CliError> {
     let client = monitor.client().await?;
     Ok(inspect(&client).await?)
 }

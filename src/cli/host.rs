@@ -13,7 +13,7 @@ use crate::{
     config::{self, GuestFile, HostConfig},
     engine::{Engine, Settings},
     ids::RepositoryId,
-    qmp::{Address, Monitor},
+    qmp::{Address, Monitor, MonitorOptions, Schemas},
     repo::{FileOwner, QemuImg, RepoError, Repository, Roots},
 };
 
@@ -47,6 +47,12 @@ impl Host {
             reserve_bytes: self.config.reserve.0,
             scratch: self.config.scratch.as_ref().map(crate::engine::Scratch::from),
         })?)
+    }
+
+    /// The monitor at a socket.
+    pub(super) fn monitor(&self, socket: &Path) -> Monitor {
+        let schemas = Some(Schemas::new(&self.config.state));
+        Monitor::with(Address::Unix(socket.to_owned()), MonitorOptions { observer: None, schemas })
     }
 
     /// The path as the roots expect it: absolute; without a configuration also without links.
@@ -138,11 +144,6 @@ fn is_about(file: &Path, socket: &Path) -> bool {
 
 fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_owned())
-}
-
-/// The monitor at a socket.
-pub(super) fn monitor(socket: &Path) -> Monitor {
-    Monitor::new(Address::Unix(socket.to_owned()))
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use serde::Serialize;
 use super::{
     CliError, Exit,
     args::Recover,
-    guests::{Known, facts},
-    host::{Host, monitor},
+    guests::{Known, identity},
+    host::Host,
     output::Output,
 };
 use crate::engine::{Phase, Recovered};
@@ -16,8 +16,8 @@ use crate::engine::{Phase, Recovered};
 pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliError> {
     let host = Host::load()?;
     let known = Known::look(&host, &args.machine.qmp)?;
-    let monitor = monitor(&args.machine.qmp);
-    let guest = known.identify(&args.machine, None, &facts(&monitor).await?)?;
+    let monitor = host.monitor(&args.machine.qmp);
+    let guest = known.identify(&args.machine, None, &identity(&monitor).await?)?;
     let repository = host.open(&args.repository).await?;
     let engine = host.engine(repository.path())?;
     if engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid) {

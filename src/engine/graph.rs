@@ -12,7 +12,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
-pub use self::{eligible::Ineligible, inspect::inspect};
+pub use self::{
+    eligible::Ineligible,
+    inspect::{Identity, identity, inspect},
+};
 use super::definition::clean_name;
 use crate::{
     ids::{BitmapName, DiskName, GuestId},

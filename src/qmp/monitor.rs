@@ -9,7 +9,8 @@ use super::{
     Address, Client, ExecuteError,
     client::Facts,
     command::{QmpCapabilities, QueryBlock, QueryQmpSchema},
-    process::{FileSystem, Process},
+    process::{FileSystem, Process, Program},
+    schema::Schemas,
     transport::{self, Reader},
     version::Version,
     wire::{self, Lines, MAX_LINE, Message, WireError},
@@ -150,6 +151,15 @@ impl ConnectError {
     }
 }
 
+/// What else a monitor works with.
+#[derive(Debug, Clone, Default)]
+pub struct MonitorOptions {
+    /// Is told of each command that fails.
+    pub observer: Option<ErrorObserver>,
+    /// Where the schemas of QEMUs are kept, so that none is asked for twice.
+    pub schemas: Option<Schemas>,
+}
+
 /// A guest's monitor. Clones share the connection.
 #[derive(Debug, Clone)]
 pub struct Monitor(Arc<Inner>);
@@ -157,19 +167,19 @@ pub struct Monitor(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     address: Address,
-    observer: Option<ErrorObserver>,
+    options: MonitorOptions,
     current: tokio::sync::Mutex<Option<Client>>,
 }
 
 impl Monitor {
     /// The monitor at `address`; nothing is connected yet.
     pub fn new(address: Address) -> Monitor {
-        Monitor(Arc::new(Inner { address, observer: None, current: tokio::sync::Mutex::default() }))
+        Monitor::with(address, MonitorOptions::default())
     }
 
-    /// The same, with somebody who is told of each command that fails.
-    pub fn observed(address: Address, observer: ErrorObserver) -> Monitor {
-        Monitor(Arc::new(Inner { address, observer: Some(observer), current: tokio::sync::Mutex::default() }))
+    /// The same, with more.
+    pub fn with(address: Address, options: MonitorOptions) -> Monitor {
+        Monitor(Arc::new(Inner { address, options, current: tokio::sync::Mutex::default() }))
     }
 
     /// Where it is.
@@ -184,7 +194,7 @@ impl Monitor {
             return Ok(client.clone());
         }
         *current = None;
-        let client = connect(&self.0.address, self.0.observer.clone()).await?;
+        let client = connect(&self.0.address, &self.0.options).await?;
         *current = Some(client.clone());
         Ok(client)
     }
@@ -197,7 +207,7 @@ impl Monitor {
     }
 }
 
-async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<Client, ConnectError> {
+async fn connect(address: &Address, options: &MonitorOptions) -> Result<Client, ConnectError> {
     let deadline = Instant::now() + GREETING_DEADLINE;
     let connected = tokio::time::timeout_at(deadline, transport::connect(address)).await;
     let (mut reader, writer, pid) = match connected {
@@ -213,30 +223,43 @@ async fn connect(address: &Address, observer: Option<ErrorObserver>) -> Result<C
     }
     let enable: Vec<String> = capabilities.into_iter().filter(|capability| capability == "oob").collect();
     let process = pid.and_then(Process::of).filter(Process::is_qemu);
+    let (file_system, program) = look_at(process.clone()).await;
     let facts = Facts {
-        version,
+        version: version.clone(),
         out_of_band: !enable.is_empty(),
-        file_system: file_system(process.clone()).await,
+        file_system,
         process,
         schema: Arc::default(),
         known: Arc::default(),
     };
-    let client = Client::start(reader, writer, lines, facts, observer);
+    let client = Client::start(reader, writer, lines, facts, options.observer.clone());
     let not_serving = |source| ConnectError::NotServing { address: address.clone(), source };
     client.execute(&QmpCapabilities { enable }).await.map_err(not_serving)?;
-    let schema = client.execute(&QueryQmpSchema {}).await.map_err(not_serving)?;
+    let store = options.schemas.as_ref().zip(program);
+    let schema = match store.as_ref().and_then(|(schemas, program)| schemas.find(program, &version)) {
+        Some(schema) => schema,
+        None => {
+            let schema = super::Schema::from(client.execute(&QueryQmpSchema {}).await.map_err(not_serving)?);
+            if let Some((schemas, program)) = store {
+                schemas.keep(&program, &version, &schema);
+            }
+            schema
+        }
+    };
     // Teaches the connection which names are drive ids, before anything can be sent that names one.
     client.execute(&QueryBlock {}).await.map_err(not_serving)?;
-    Ok(client.with_schema(super::Schema::from(schema).shared()))
+    Ok(client.with_schema(schema.shared()))
 }
 
-/// The host's where the process is not seen: then nothing is read of it anyway. A file system that hangs holds its reader.
-async fn file_system(process: Option<Process>) -> FileSystem {
-    let Some(process) = process else { return FileSystem::Host };
-    let looked = tokio::task::spawn_blocking(move || process.file_system());
-    tokio::time::timeout(ROOT_DEADLINE, looked)
-        .await
-        .map_or(FileSystem::Unknown, |seen| seen.unwrap_or(FileSystem::Unknown))
+/// Whose files the process has, the host's where it is not seen: then nothing is read of it anyway; and what it runs. A file
+/// system that hangs holds its reader.
+async fn look_at(process: Option<Process>) -> (FileSystem, Option<Program>) {
+    let Some(process) = process else { return (FileSystem::Host, None) };
+    let looked = tokio::task::spawn_blocking(move || (process.file_system(), process.executable()));
+    match tokio::time::timeout(ROOT_DEADLINE, looked).await {
+        Ok(Ok(seen)) => seen,
+        Ok(Err(_)) | Err(_) => (FileSystem::Unknown, None),
+    }
 }
 
 /// The way out, where the link can be read.

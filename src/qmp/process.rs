@@ -33,6 +33,25 @@ pub struct Process {
     pub boot_id: String,
 }
 
+/// The file that a process runs, also when another one has its name by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    pub(super) device: u64,
+    pub(super) inode: u64,
+    pub(super) bytes: u64,
+    /// Nanoseconds.
+    pub(super) modified: i128,
+    /// Nanoseconds.
+    pub(super) changed: i128,
+}
+
+impl std::fmt::Display for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { device, inode, bytes, modified, changed } = self;
+        write!(f, "{device} {inode} {bytes} {modified} {changed}")
+    }
+}
+
 /// Whose files a process's paths name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileSystem {
@@ -87,6 +106,19 @@ impl Process {
             own if [root("self"), root("1")].contains(&own) => FileSystem::Host,
             Some(_) => FileSystem::Own,
         }
+    }
+
+    /// The file that it runs; none where that cannot be seen.
+    pub fn executable(&self) -> Option<Program> {
+        let file = fs::metadata(format!("/proc/{}/exe", self.pid)).ok()?;
+        let time = |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        Some(Program {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.size(),
+            modified: time(file.mtime(), file.mtime_nsec()),
+            changed: time(file.ctime(), file.ctime_nsec()),
+        })
     }
 
     /// The last part of the name that it was started under.

@@ -1,15 +1,19 @@
 //! What this QEMU can do, from its own `query-qmp-schema`: features are asked for by name, never guessed from a
-//! version. Pure but for one table that lets guests of the same QEMU share one schema.
+//! version. Pure but for one table that lets guests of the same QEMU share one schema; `store` keeps schemas on disk.
+
+mod store;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+
+pub use store::Schemas;
 
 /// The commands with their arguments, the events and the block drivers of one QEMU.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Schema {
     commands: BTreeMap<Box<str>, Box<[Box<str>]>>,
     events: BTreeSet<Box<str>>,

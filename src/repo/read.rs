@@ -50,6 +50,16 @@ pub(crate) struct Listing {
     pub(crate) findings: Vec<Finding>,
 }
 
+impl Scan {
+    /// Refuses a guest that belongs to another namespace: the one of its first manifest that names any owns it.
+    ///
+    /// # Errors
+    /// `OtherNamespace`.
+    pub fn check_namespace(&self, guest: &GuestId, namespace: &str) -> Result<(), RepoError> {
+        namespace_of(guest, &self.points, namespace)
+    }
+}
+
 impl Repository {
     /// The guests that have a folder, by UUID.
     ///
@@ -148,14 +158,6 @@ impl Repository {
     /// As `points`.
     pub fn next_sequence(&self, guest: &GuestId) -> Result<u64, RepoError> {
         Ok(self.points(guest)?.last().map_or(1, |newest| newest.manifest.identity.sequence + 1))
-    }
-
-    /// Refuses a guest that belongs to another namespace: the one of its first manifest that names any owns it.
-    ///
-    /// # Errors
-    /// `OtherNamespace`, or as `points`.
-    pub fn check_namespace(&self, guest: &GuestId, namespace: &str) -> Result<(), RepoError> {
-        namespace_of(guest, &self.points(guest)?, namespace)
     }
 
     pub(super) fn guest_folder(&self, guest: &GuestId) -> Result<Option<Folder>, RepoError> {

@@ -1,10 +1,11 @@
 //! Asks QEMU what `graph` puts together. Reads only.
 
-use std::collections::HashMap;
+use futures::future::try_join_all;
 
 use super::{Answers, GuestFacts, PowerState, disks};
 use crate::{
     engine::EngineError,
+    ids::GuestId,
     qmp::{
         Client, Command, ExecuteError,
         command::{
@@ -17,19 +18,34 @@ use crate::{
 
 /// The guest's facts, read afresh.
 pub async fn inspect(client: &Client) -> Result<GuestFacts, EngineError> {
-    let status = ask(client, &QueryStatus {}).await?;
-    let uuid = ask(client, &QueryUuid {}).await?;
-    let name = ask(client, &QueryName {}).await?;
+    // QEMU does one after the other; waiting for each would cost more than all of them.
+    let (status, Identity { uuid, name }, answers) =
+        tokio::try_join!(ask(client, &QueryStatus {}), identity(client), answers(client))?;
     let version = client.version();
     Ok(GuestFacts {
-        uuid: uuid.uuid.parse().ok(),
-        name: name.name,
+        uuid,
+        name,
         power_state: PowerState::new(&status.status, status.running),
-        disks: disks(&answers(client).await?),
+        disks: disks(&answers),
         capabilities: capabilities(client),
         quirks: quirks(client),
         version: version.clone(),
     })
+}
+
+/// Who a guest is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Its UUID; none when QEMU was started without.
+    pub uuid: Option<GuestId>,
+    /// The name that QEMU was started with.
+    pub name: Option<String>,
+}
+
+/// Asks QEMU for it.
+pub async fn identity(client: &Client) -> Result<Identity, EngineError> {
+    let (uuid, name) = tokio::try_join!(ask(client, &QueryUuid {}), ask(client, &QueryName {}))?;
+    Ok(Identity { uuid: uuid.uuid.parse().ok(), name: name.name })
 }
 
 fn quirks(client: &Client) -> Vec<String> {
@@ -52,31 +68,34 @@ fn capabilities(client: &Client) -> Vec<String> {
 }
 
 async fn answers(client: &Client) -> Result<Answers, EngineError> {
-    let mut answers = Answers {
-        devices: ask(client, &QueryBlock {}).await?,
-        nodes: ask(client, &QueryNamedBlockNodes { flat: true }).await?,
-        graph: Some(ask(client, &QueryBlockGraph {}).await?),
-        types: HashMap::new(),
-        peripherals: Vec::new(),
-    };
-    for device in &answers.devices {
-        let Some(qdev) = &device.qdev else { continue };
-        let path = if qdev.starts_with('/') { qdev.clone() } else { format!("/machine/peripheral/{qdev}") };
-        // A device without a readable type is judged by its nodes alone.
-        if let Some(kind) = optional(client, &QomGet { path, property: "type".to_owned() }).await?
-            && let Some(kind) = kind.as_str()
-        {
-            answers.types.insert(qdev.clone(), kind.to_owned());
-        }
-    }
-    for path in ["/machine/peripheral", "/machine/peripheral-anon"] {
-        let found = optional(client, &QomList { path: path.to_owned() }).await?.unwrap_or_default();
-        answers.peripherals.extend(found.into_iter().filter_map(|child| {
-            let kind = child.kind.strip_prefix("child<")?.strip_suffix('>')?.to_owned();
-            Some((format!("{path}/{}", child.name), kind))
-        }));
-    }
-    Ok(answers)
+    let flat = QueryNamedBlockNodes { flat: true };
+    let (devices, nodes, graph, named, unnamed) = tokio::try_join!(
+        ask(client, &QueryBlock {}),
+        ask(client, &flat),
+        ask(client, &QueryBlockGraph {}),
+        peripherals(client, "/machine/peripheral"),
+        peripherals(client, "/machine/peripheral-anon")
+    )?;
+    let types = try_join_all(devices.iter().filter_map(|device| device.qdev.as_deref()).map(|qdev| kind(client, qdev)));
+    let types = types.await?.into_iter().flatten().collect();
+    Ok(Answers { devices, nodes, graph: Some(graph), types, peripherals: named.into_iter().chain(unnamed).collect() })
+}
+
+/// A device and its type. One without a readable type is judged by its nodes alone.
+async fn kind(client: &Client, qdev: &str) -> Result<Option<(String, String)>, EngineError> {
+    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
+    let kind = optional(client, &QomGet { path, property: "type".to_owned() }).await?;
+    Ok(kind.and_then(|kind| Some((qdev.to_owned(), kind.as_str()?.to_owned()))))
+}
+
+/// The paths of the devices at a place, with their types.
+async fn peripherals(client: &Client, place: &str) -> Result<Vec<(String, String)>, EngineError> {
+    let found = optional(client, &QomList { path: place.to_owned() }).await?.unwrap_or_default();
+    let typed = found.into_iter().filter_map(|child| {
+        let kind = child.kind.strip_prefix("child<")?.strip_suffix('>')?.to_owned();
+        Some((format!("{place}/{}", child.name), kind))
+    });
+    Ok(typed.collect())
 }
 
 async fn ask<C: Command>(client: &Client, command: &C) -> Result<C::Reply, EngineError> {

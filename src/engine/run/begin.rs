@@ -40,7 +40,7 @@ impl Run<'_> {
         self.phase(Phase::Preparing);
         let client = self.client().await?;
         let guest = inspect(&client).await?;
-        self.give_up_kept(&client, &request.guest.uuid).await?;
+        self.give_up_kept(&client, &request.guest.uuid, guest.power_state == PowerState::Running).await?;
         // One that has begun still says `running`.
         let migration = self.execute(&client, "Asking QEMU for a migration", &QueryMigrate {}).await?;
         if migration.status.is_some_and(|status| is_migrating(&status)) {
@@ -117,8 +117,9 @@ impl Run<'_> {
         let store = self.store(request).await?;
         let guest = request.guest.clone();
         self.blocking("scan", "Reading the repository", move || {
-            store.repository.check_namespace(&guest.uuid, &guest.namespace)?;
-            Ok((store.repository.space()?, store.repository.scan(&guest.uuid)?))
+            let scan = store.repository.scan(&guest.uuid)?;
+            scan.check_namespace(&guest.uuid, &guest.namespace)?;
+            Ok((store.repository.space()?, scan))
         })
         .await
     }

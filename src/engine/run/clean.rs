@@ -18,13 +18,13 @@ use crate::{
         progress::CommittedPoint,
         recover::Qemu,
     },
-    ids::BitmapRole,
+    ids::{BitmapRole, GuestId},
     qmp::{
         Client,
         block::{BlockNode, JobStatus, RunState},
         command::{BitmapRef, BlockDirtyBitmapRemove, Cont, JobCancel, JobDismiss, QueryStatus},
     },
-    repo::{RepoError, StoredPoint},
+    repo::{RepoError, Repository},
 };
 
 /// What is to be done in QEMU.
@@ -52,7 +52,7 @@ impl Run<'_> {
             .repository(record, "point", move |repository| {
                 let found = repository.point(&guest, &point)?;
                 let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
-                let chain = chain_of(&stored.manifest.point(), repository.points(&guest)?);
+                let chain = chain_of(repository, &guest, &stored.manifest.point());
                 Ok((stored, chain))
             })
             .await?;
@@ -75,7 +75,7 @@ impl Run<'_> {
     /// What step 9 does in QEMU.
     async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
         self.close_nodes(client, record).await?;
-        self.note_kept(client, record).await?;
+        self.forget_fds(client, record).await?;
         self.end_jobs(client, record, false).await?;
         // The disk may have been unplugged meanwhile: then it is none of the guest's. That of a snapshot went with its node.
         for disk in record.disks.iter().filter(|disk| disk.base().is_some() && disk.scratch.is_none()) {
@@ -217,9 +217,7 @@ impl Run<'_> {
             }
         }
         // A guest that stands keeps them.
-        let sets = self.fdsets(client).await?;
-        self.give_up_fds(client, &sets, |word| record.owns_fdset(word)).await?;
-        self.note_kept(client, record).await
+        self.forget_fds(client, record).await
     }
 
     /// Removes a bitmap from whichever of `nodes` has it: its disk may have been unplugged meanwhile.
@@ -318,9 +316,21 @@ impl Run<'_> {
     }
 }
 
-/// A point and all that it builds on, of `stored`.
-fn chain_of(point: &Point, stored: Vec<StoredPoint>) -> Vec<Point> {
-    let graph = Graph::new(stored.iter().map(|stored| stored.manifest.point()).collect());
+/// A point and all that it builds on, where that is whole.
+fn chain_of(repository: &Repository, guest: &GuestId, point: &Point) -> Vec<Point> {
+    let mut found = vec![point.clone()];
+    let mut looked = 0;
+    while let Some(child) = found.get(looked).cloned() {
+        looked += 1;
+        for parent in child.disks.iter().filter_map(|disk| disk.parent.as_ref()) {
+            if found.iter().all(|point| point.id != parent.point)
+                && let Ok(Some(stored)) = repository.point(guest, &parent.point)
+            {
+                found.push(stored.manifest.point());
+            }
+        }
+    }
+    let graph = Graph::new(found);
     let chains = point.disks.iter().filter_map(|disk| graph.chain(&point.id, &disk.name).ok());
     let points: BTreeMap<_, _> = chains.flatten().map(|link| (link.point.sequence, link.point.clone())).collect();
     points.into_values().collect()

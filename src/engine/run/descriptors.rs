@@ -20,13 +20,15 @@ use crate::{
 const MOST_KEPT: usize = 256;
 
 impl Run<'_> {
-    pub(super) async fn fdsets(&self, client: &Client) -> Done<Vec<FdSet>> {
+    async fn fdsets(&self, client: &Client) -> Done<Vec<FdSet>> {
         self.execute(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await
     }
 
-    /// Gives up the sets, among `sets`, whose word is ours. QEMU 10.0 keeps them even when the client is gone.
-    pub(super) async fn give_up_fds(&self, client: &Client, sets: &[FdSet], ours: impl Fn(&str) -> bool) -> Done<()> {
-        for set in sets.iter().filter(|set| has(set, &ours)) {
+    /// Gives up the attempt's sets: QEMU 10.0 keeps them even when the client is gone. Whether there were any.
+    pub(super) async fn give_up_fds(&self, client: &Client, record: &Record) -> Done<bool> {
+        let sets = self.fdsets(client).await?;
+        let ours: Vec<_> = sets.iter().filter(|set| is_of(set, record)).collect();
+        for set in &ours {
             match self.execute(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await {
                 // It went with its node.
                 Err(Halt::Failed(EngineError::Qemu { source: ExecuteError::Qemu { .. }, .. })) => {}
@@ -35,12 +37,13 @@ impl Run<'_> {
                 }
             }
         }
-        Ok(())
+        Ok(!ours.is_empty())
     }
 
-    /// Writes the attempt down, if QEMU has kept any of its descriptors.
-    pub(super) async fn note_kept(&self, client: &Client, record: &Record) -> Done<()> {
-        if !self.fdsets(client).await?.iter().any(|set| has(set, |word| record.owns_fdset(word))) {
+    /// Gives them up for good: where QEMU keeps any, the attempt is written down.
+    pub(super) async fn forget_fds(&self, client: &Client, record: &Record) -> Done<()> {
+        let given_up = self.give_up_fds(client, record).await?;
+        if !given_up || !self.fdsets(client).await?.iter().any(|set| is_of(set, record)) {
             return Ok(());
         }
         let (guest, attempt) = (record.request.guest.uuid.clone(), record.attempt.clone());
@@ -62,28 +65,31 @@ impl Run<'_> {
     }
 
     /// Gives up what earlier attempts have left; refuses when QEMU keeps too much of it.
-    pub(super) async fn give_up_kept(&self, client: &Client, guest: &GuestId) -> Done<()> {
-        match give_up_kept(client, &self.engine.journal, guest).await? {
+    pub(super) async fn give_up_kept(&self, client: &Client, guest: &GuestId, running: bool) -> Done<()> {
+        match give_up_kept(client, &self.engine.journal, guest, running).await? {
             count if count < MOST_KEPT => Ok(()),
             count => Err(EngineError::DescriptorsKept { count }.into()),
         }
     }
 }
 
-/// Gives up the descriptors that QEMU has kept of ended attempts at the guest, whose lock is held. Returns how many it
-/// still keeps.
+/// Gives up the descriptors that QEMU has kept of ended attempts at the guest, whose lock is held, if it is `running`: else
+/// QEMU would keep them. Returns how many it still keeps.
 pub(in crate::engine) async fn give_up_kept(
     client: &Client,
     journal: &Journal,
     guest: &GuestId,
+    running: bool,
 ) -> Result<usize, EngineError> {
     let kept = journal.kept(guest).map_err(EngineError::Journal)?;
     if kept.is_empty() {
         return Ok(0);
     }
     let stay = |sets: Vec<FdSet>| sets.into_iter().filter(|set| attempts(set).any(|attempt| kept.contains(&attempt)));
-    for set in stay(doors::ask(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await?) {
-        doors::ask(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await?;
+    if running {
+        for set in stay(doors::ask(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await?) {
+            doors::ask(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await?;
+        }
     }
     let left: Vec<_> = stay(doors::ask(client, "Asking QEMU for its descriptors", &QueryFdsets {}).await?).collect();
     let still: BTreeSet<_> = left.iter().flat_map(attempts).collect();
@@ -93,8 +99,8 @@ pub(in crate::engine) async fn give_up_kept(
     Ok(left.len())
 }
 
-fn has(set: &FdSet, ours: impl Fn(&str) -> bool) -> bool {
-    set.fds.iter().any(|fd| fd.opaque.as_deref().is_some_and(&ours))
+fn is_of(set: &FdSet, record: &Record) -> bool {
+    set.fds.iter().filter_map(|fd| fd.opaque.as_deref()).any(|word| record.owns_fdset(word))
 }
 
 /// The attempts whose descriptors are in a set.

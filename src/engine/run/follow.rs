@@ -168,6 +168,7 @@ impl Run<'_> {
         }
         self.check_sentinels(&client, record).await?;
         self.close_nodes(&client, record).await?;
+        self.give_up_fds(&client, record).await?;
         self.phase(Phase::Finishing);
         for disk in &record.disks {
             self.sync_image(record, disk.name.clone()).await?;
@@ -179,7 +180,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Closes the attempt's nodes, its fleece first, then the targets, and gives up its descriptors.
+    /// Closes the attempt's nodes, its fleece first, then the targets.
     pub(super) async fn close_nodes(&self, client: &Client, record: &Record) -> Done<()> {
         self.tear_down(client, record).await?;
         let nodes = self.nodes(client).await?;
@@ -188,8 +189,7 @@ impl Run<'_> {
                 self.close_node(client, &nodes, &record.node(index, role)).await?;
             }
         }
-        let sets = self.fdsets(client).await?;
-        self.give_up_fds(client, &sets, |word| record.owns_fdset(word)).await
+        Ok(())
     }
 
     pub(super) async fn nodes(&self, client: &Client) -> Done<Vec<BlockNode>> {

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::qmp::{
-    Address, Monitor,
+    Address, Monitor, MonitorOptions,
     command::{
         Action, AddFd, BitmapAdd, BlockdevAdd, BlockdevBackup, Cont, Empty, QueryFdsets, QueryJobs, QueryStatus,
         RemoveFd, Stop, Sync, Transaction,
@@ -238,7 +238,8 @@ async fn each_failure_is_told_to_the_observer_with_command_and_reason() {
         told.0.fetch_add(1, Ordering::Relaxed);
         told.1.lock().unwrap().push((error.command(), error.reason()));
     });
-    let client = Monitor::observed(Address::Unix(qemu.socket()), observer).client().await.unwrap();
+    let options = MonitorOptions { observer: Some(observer), schemas: None };
+    let client = Monitor::with(Address::Unix(qemu.socket()), options).client().await.unwrap();
     client.execute(&QueryStatus {}).await.unwrap();
     client.execute(&RemoveFd { fdset_id: 1 }).await.unwrap_err();
     qemu.kill();

@@ -198,3 +198,17 @@ async fn a_path_longer_than_a_sockets_address_is_reached_all_the_same() {
     std::fs::hard_link(qemu.socket(), &path).unwrap();
     assert!(Monitor::new(Address::Unix(path)).client().await.is_ok());
 }
+
+#[tokio::test]
+async fn a_qemu_is_asked_for_its_schema_once() {
+    let (folder, qemu, _) = fake();
+    let schemas = Some(Schemas::new(folder.path()));
+    for _ in 0..3 {
+        let options = MonitorOptions { observer: None, schemas: schemas.clone() };
+        let monitor = Monitor::with(Address::Unix(qemu.socket()), options);
+        let client = monitor.client().await.unwrap();
+        assert!(client.schema().has_command("query-jobs") && client.schema().has_driver("qcow2"));
+        monitor.disconnect().await;
+    }
+    assert_eq!(qemu.count("query-qmp-schema"), 1);
+}

@@ -161,8 +161,11 @@ fn a_guest_belongs_to_the_namespace_of_its_first_manifest() {
     let place = Place::new();
     let repository = place.initialise().unwrap();
     commit(&place, &repository, 1, 1 << 20, None, &[]);
-    repository.check_namespace(&guest(), "team-a").unwrap();
-    assert_eq!(repository.check_namespace(&guest(), "team-b").unwrap_err().reason(), "GuestBelongsToAnotherNamespace");
+    repository.scan(&guest()).unwrap().check_namespace(&guest(), "team-a").unwrap();
+    assert_eq!(
+        repository.scan(&guest()).unwrap().check_namespace(&guest(), "team-b").unwrap_err().reason(),
+        "GuestBelongsToAnotherNamespace"
+    );
     let _lease = support::lease(&repository).unwrap();
     let point = point_id(2);
     let partial = repository.create_point(&guest(), &point).unwrap();
@@ -187,12 +190,15 @@ fn a_guest_of_no_namespace_is_claimed_by_the_first_one_that_backs_it_up() {
         partial.commit(&made)
     };
     add(1, "").unwrap();
-    repository.check_namespace(&guest(), "").unwrap();
-    repository.check_namespace(&guest(), "team-a").unwrap();
+    repository.scan(&guest()).unwrap().check_namespace(&guest(), "").unwrap();
+    repository.scan(&guest()).unwrap().check_namespace(&guest(), "team-a").unwrap();
     add(2, "team-a").unwrap();
-    repository.check_namespace(&guest(), "team-a").unwrap();
+    repository.scan(&guest()).unwrap().check_namespace(&guest(), "team-a").unwrap();
     for other in ["team-b", ""] {
-        assert_eq!(repository.check_namespace(&guest(), other).unwrap_err().reason(), "GuestBelongsToAnotherNamespace");
+        assert_eq!(
+            repository.scan(&guest()).unwrap().check_namespace(&guest(), other).unwrap_err().reason(),
+            "GuestBelongsToAnotherNamespace"
+        );
         assert_eq!(add(3, other).unwrap_err().reason(), "GuestBelongsToAnotherNamespace");
         fs::remove_dir_all(place.point_dir(&point_id(3))).unwrap();
     }
