@@ -7,7 +7,10 @@ use driftline::{
 };
 use serde_json::json;
 
-use super::{Going, Host, MIB, SOON, assert_clean, assert_complete, assert_failed, bitmaps, fill, varied, zero};
+use super::{
+    Going, Host, MIB, SOON, assert_clean, assert_complete, assert_failed, bitmaps, fill, storage::unnamed_bytes,
+    varied, zero,
+};
 use crate::lab::{
     child::wait_for,
     machine::{Attach, Disk, Machine, Plan},
@@ -186,6 +189,29 @@ async fn a_cancelled_fleeced_run_leaves_nothing_and_a_detached_one_is_adopted() 
     assert_complete(&state);
     host.assert_equal(&machine, &state, &reference);
     assert_gone(&host, &machine, &before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scratch_gives_its_space_back_though_the_guest_stands_at_the_end() {
+    let machine = Plan::new().disk(Disk::qcow2("a", 16 * MIB)).start();
+    if !machine.can_fleece() {
+        return;
+    }
+    let host = host(1 << 30);
+    machine.write("a", 7, 0, 16 * MIB);
+    let going = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "run", MIB));
+    going.reach(Phase::Copying).await;
+    machine.write("a", 8, 4 * MIB, 12 * MIB);
+    let used = unnamed_bytes(&machine);
+    assert!(used > 6 * MIB, "the scratch holds {used} bytes");
+    machine.execute("stop", json!({}));
+    going.control.cancel.cancel();
+    assert_eq!(going.end().await.phase, Phase::Cancelled);
+    let kept = unnamed_bytes(&machine);
+    assert!(kept < MIB, "QEMU keeps {kept} bytes of files without a name");
+    host.go_on(&machine).await;
+    host.assert_tidy(&machine);
+    assert_clean(&machine);
 }
 
 #[tokio::test(flavor = "multi_thread")]

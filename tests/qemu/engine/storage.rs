@@ -16,7 +16,7 @@ use crate::lab::{
 };
 
 /// Bytes of files without a name that the machine's QEMU keeps open.
-fn unnamed_bytes(machine: &Machine) -> u64 {
+pub(super) fn unnamed_bytes(machine: &Machine) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::read_dir(format!("/proc/{}/fd", machine.pid()))
         .unwrap()
