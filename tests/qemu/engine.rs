@@ -2,6 +2,7 @@
 //! whoever dies, and nothing is left behind.
 
 mod definition;
+mod filters;
 mod fleeced;
 mod host;
 mod increments;

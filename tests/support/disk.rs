@@ -36,6 +36,8 @@ pub enum Attach {
     Iothread,
     /// The same with a `throttle` filter `thr-NAME` above the format node.
     Throttle,
+    /// The same with a `copy-on-read` filter `cor-NAME` above the format node.
+    CopyOnRead,
     /// `-device scsi-hd,id=NAME` on a virtio-scsi controller.
     Scsi,
     /// `-drive if=none,id=drive-NAME` and `-device virtio-blk-pci,id=NAME`: node names that QEMU makes up.
@@ -123,6 +125,11 @@ impl Disk {
                     format!("driver=throttle,node-name=thr-{name},throttle-group=group-{name},file=fmt-{name}"),
                 ),
                 ("-device", virtio(&format!("thr-{name}"))),
+            ],
+            Attach::CopyOnRead => vec![
+                ("-blockdev", blockdev),
+                ("-blockdev", format!("driver=copy-on-read,node-name=cor-{name},file=fmt-{name}")),
+                ("-device", virtio(&format!("cor-{name}"))),
             ],
             Attach::Scsi => {
                 let mut pairs = self.bus();
