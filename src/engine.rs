@@ -326,8 +326,8 @@ impl Engine {
         self.0.journal.finished(run)
     }
 
-    /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the descriptor for some
-    /// milliseconds, until its exec closes it: one look would call that somebody at work.
+    /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the
+    /// descriptor for some milliseconds, until its exec closes it: one look would call that somebody at work.
     async fn lock_soon(&self, guest: &GuestId, holder: &str) -> Result<GuestLock, EngineError> {
         let until = tokio::time::Instant::now() + self.0.patience.lock_pause * 5;
         loop {

@@ -13,14 +13,18 @@ impl Journal {
         self.running.join(format!("{guest}.kept"))
     }
 
-    /// Attempts at a guest whose descriptors QEMU has kept.
+    /// Attempts at a guest whose descriptors QEMU has kept. A file that holds something else costs those that it named, and
+    /// no backup.
     ///
     /// # Errors
-    /// When the file cannot be read, or holds something else.
+    /// When the file cannot be read.
     pub fn kept(&self, guest: &GuestId) -> Result<BTreeSet<AttemptId>, JournalError> {
         let path = self.kept_path(guest);
         match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|source| JournalError::Malformed { path, source }),
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                tracing::warn!(%error, path = %path.display(), "the descriptors that QEMU keeps are not known any more");
+                BTreeSet::new()
+            })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
             Err(source) => Err(JournalError::Read { path, source }),
         }
@@ -68,6 +72,6 @@ mod tests {
             assert_eq!(fs::read_dir(folder.path().join("journal")).unwrap().count(), 0);
         }
         fs::write(folder.path().join(format!("journal/{guest}.kept")), "{").unwrap();
-        assert_eq!(journal.kept(&guest).unwrap_err().reason(), "JournalUnreadable");
+        assert_eq!(journal.kept(&guest).unwrap(), BTreeSet::new());
     }
 }
