@@ -1,6 +1,7 @@
 //! Stopped at every act, and failed at every command and file operation: one, two and three disks, full and incremental,
-//! direct, staged and fleeced, cancelled and not. In `make soak` that is each step of each. In `make test` it is every
-//! fourth act of an increment of two disks, and of all else some, that are others for each shape.
+//! direct, staged and fleeced, cancelled and not. In `make soak` that is each step of each, or with `DRIFTLINE_SOAK=2/4` the
+//! second of four parts of them. In `make test` it is every fourth act of an increment of two disks, and of all else some, that
+//! are others for each shape.
 
 use std::sync::{
     Arc,
@@ -30,20 +31,19 @@ async fn each<F: Future<Output = ()> + Send + 'static>(
     numbers: std::ops::Range<usize>,
     act: impl Fn(usize) -> F,
 ) {
-    let stride = match shape {
-        _ if soaks() => 1,
-        Shape::CONTINUED => closely,
-        _ => others,
-    };
-    let first = position(shape) * 17 % stride;
+    let stride = if shape == Shape::CONTINUED { closely } else { others };
+    let (first, stride) = soak().unwrap_or((position(shape) * 17 % stride, stride));
     futures::stream::iter(numbers.skip(first).step_by(stride).map(|number| tokio::spawn(act(number))))
         .buffer_unordered(4)
         .for_each(|done| async move { done.unwrap() })
         .await;
 }
 
-fn soaks() -> bool {
-    std::env::var_os("DRIFTLINE_SOAK").is_some()
+/// Which part of the steps is taken, counted from 0, and of how many; none: not all of them.
+fn soak() -> Option<(usize, usize)> {
+    let asked = std::env::var("DRIFTLINE_SOAK").ok()?;
+    let (part, parts) = asked.split_once('/').unwrap_or(("1", "1"));
+    Some((part.parse::<usize>().unwrap() - 1, parts.parse().unwrap()))
 }
 
 fn position(shape: Shape) -> usize {
@@ -145,7 +145,7 @@ async fn engines_that_are_stopped_again_and_again_still_commit_one_point() {
     const STEPS: [usize; 5] = [3, 7, 11, 17, 29];
     let all = Shape::all().into_iter().flat_map(|shape| STEPS.map(|step| (shape, step)));
     let some = Shape::all().into_iter().step_by(3).zip(STEPS.into_iter().cycle());
-    for (shape, step) in if soaks() { all.collect::<Vec<_>>() } else { some.collect() } {
+    for (shape, step) in if soak().is_some() { all.collect::<Vec<_>>() } else { some.collect() } {
         let host = Host::begun(shape, Pace::AtOnce).await;
         let disks = host.disks();
         for round in 0..40 {
