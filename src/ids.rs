@@ -208,6 +208,11 @@ impl AttemptId {
     pub fn fdset_opaque(&self) -> String {
         format!("driftline.{self}")
     }
+
+    /// The attempt whose fd set has this `opaque`, or one that begins with it and a dot; none when it is not ours.
+    pub fn of_fdset(opaque: &str) -> Option<Self> {
+        opaque.strip_prefix("driftline.")?.split('.').next()?.parse().ok()
+    }
 }
 
 impl FromStr for AttemptId {

@@ -21,6 +21,11 @@ pub struct BlockDevice {
     pub inserted: Option<BlockNode>,
 }
 
+/// The QOM path of a device by its path or id.
+pub fn qom_path(qdev: &str) -> String {
+    if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }
+}
+
 /// A node, in `query-block` and `query-named-block-nodes`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct BlockNode {

@@ -8,6 +8,7 @@ use crate::{
     ids::GuestId,
     qmp::{
         Client, Command, ExecuteError,
+        block::qom_path,
         command::{
             QomGet, QomList, QueryBlock, QueryBlockGraph, QueryName, QueryNamedBlockNodes, QueryStatus, QueryUuid,
         },
@@ -83,8 +84,7 @@ async fn answers(client: &Client) -> Result<Answers, EngineError> {
 
 /// A device and its type. One without a readable type is judged by its nodes alone.
 async fn kind(client: &Client, qdev: &str) -> Result<Option<(String, String)>, EngineError> {
-    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
-    let kind = optional(client, &QomGet { path, property: "type".to_owned() }).await?;
+    let kind = optional(client, &QomGet { path: qom_path(qdev), property: "type".to_owned() }).await?;
     Ok(kind.and_then(|kind| Some((qdev.to_owned(), kind.as_str()?.to_owned()))))
 }
 

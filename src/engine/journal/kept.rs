@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use super::{
     Journal, JournalError,
-    store::{sync_folder, write_synced},
+    store::{replace, sync_folder},
 };
 use crate::ids::{AttemptId, GuestId};
 
@@ -37,17 +37,13 @@ impl Journal {
     pub fn set_kept(&self, guest: &GuestId, attempts: &BTreeSet<AttemptId>) -> Result<(), JournalError> {
         let path = self.kept_path(guest);
         let write = || -> io::Result<()> {
-            if attempts.is_empty() {
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                    removed => removed?,
-                }
-            } else {
-                let spare = path.with_extension("kept.next");
-                write_synced(&spare, &serde_json::to_vec(attempts)?)?;
-                fs::rename(&spare, &path)?;
+            if !attempts.is_empty() {
+                return replace(&path, &serde_json::to_vec(attempts)?);
             }
-            sync_folder(&self.running)
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.and_then(|()| sync_folder(&self.running)),
+            }
         };
         write().map_err(|source| JournalError::Write { path: path.clone(), source })
     }

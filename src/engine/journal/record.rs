@@ -205,11 +205,6 @@ impl Record {
         format!("{}.{index}.{}", self.attempt.fdset_opaque(), role.as_str())
     }
 
-    /// Whether an fd set with this word is of the attempt.
-    pub fn owns_fdset(&self, opaque: &str) -> bool {
-        opaque.strip_prefix(&self.attempt.fdset_opaque()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-    }
-
     /// Whether the block node is of the attempt.
     pub fn owns_node(&self, name: &str) -> bool {
         name.strip_prefix("dl-")

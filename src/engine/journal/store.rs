@@ -190,12 +190,7 @@ impl Journal {
     /// Keeps how a run ended, and drops what is older than 7 days.
     pub fn finish(&self, state: &RunState, now: Timestamp) -> Result<(), JournalError> {
         let path = self.finished_path(&state.run);
-        let spare = path.with_extension("json.next");
-        let write = || -> io::Result<()> {
-            write_synced(&spare, &serde_json::to_vec(state)?)?;
-            fs::rename(&spare, &path)?;
-            sync_folder(&self.finished)
-        };
+        let write = || replace(&path, &serde_json::to_vec(state)?);
         write().map_err(|source| JournalError::Write { path: path.clone(), source })?;
         self.drop_old(now);
         Ok(())
@@ -266,8 +261,16 @@ pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Gives a file another content, all of it at once: durable when this returns.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let spare = path.with_added_extension("next");
+    write_synced(&spare, bytes)?;
+    fs::rename(&spare, path)?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
 /// Writes over what is there, without giving back its space first.
-pub(super) fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = writing().truncate(false).open(path)?;
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;

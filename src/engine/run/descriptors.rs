@@ -27,7 +27,7 @@ impl Run<'_> {
     /// Gives up the attempt's sets: QEMU 10.0 keeps them even when the client is gone. Whether there were any.
     pub(super) async fn give_up_fds(&self, client: &Client, record: &Record) -> Done<bool> {
         let sets = self.fdsets(client).await?;
-        let ours: Vec<_> = sets.iter().filter(|set| is_of(set, record)).collect();
+        let ours: Vec<_> = sets.iter().filter(|set| is_of(set, &record.attempt)).collect();
         for set in &ours {
             match self.execute(client, "Giving up a descriptor", &RemoveFd { fdset_id: set.fdset_id }).await {
                 // It went with its node.
@@ -43,7 +43,7 @@ impl Run<'_> {
     /// Gives them up for good: where QEMU keeps any, the attempt is written down.
     pub(super) async fn forget_fds(&self, client: &Client, record: &Record) -> Done<()> {
         let given_up = self.give_up_fds(client, record).await?;
-        if !given_up || !self.fdsets(client).await?.iter().any(|set| is_of(set, record)) {
+        if !given_up || !self.fdsets(client).await?.iter().any(|set| is_of(set, &record.attempt)) {
             return Ok(());
         }
         let (guest, attempt) = (record.request.guest.uuid.clone(), record.attempt.clone());
@@ -99,11 +99,11 @@ pub(in crate::engine) async fn give_up_kept(
     Ok(left.len())
 }
 
-fn is_of(set: &FdSet, record: &Record) -> bool {
-    set.fds.iter().filter_map(|fd| fd.opaque.as_deref()).any(|word| record.owns_fdset(word))
+fn is_of(set: &FdSet, attempt: &AttemptId) -> bool {
+    attempts(set).any(|found| found == *attempt)
 }
 
 /// The attempts whose descriptors are in a set.
 pub(super) fn attempts(set: &FdSet) -> impl Iterator<Item = AttemptId> {
-    set.fds.iter().filter_map(|fd| fd.opaque.as_deref()?.strip_prefix("driftline.")?.get(..8)?.parse().ok())
+    set.fds.iter().filter_map(|fd| AttemptId::of_fdset(fd.opaque.as_deref()?))
 }

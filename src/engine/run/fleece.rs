@@ -14,7 +14,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Command,
-        block::{BlockDevice, BlockGraph, RunState},
+        block::{BlockDevice, BlockGraph, RunState, qom_path},
         command::{BlockStream, Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
 };
@@ -133,8 +133,7 @@ impl Run<'_> {
 
 /// Gives a device another node.
 pub(super) fn set_drive(qdev: &str, node: &str) -> QomSet {
-    let path = if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") };
-    QomSet { path, property: "drive".to_owned(), value: node.into() }
+    QomSet { path: qom_path(qdev), property: "drive".to_owned(), value: node.into() }
 }
 
 /// The node that a filter stands above.

@@ -121,7 +121,7 @@ async fn cancelled_at_any_act(shape: Shape) {
 }
 
 /// Begins the run and breaks it off at its act `stop_at`, or once it has come to `end`. Whether it was stopped.
-async fn is_stopped(host: &Host, stop_at: usize, end: impl AsyncFnOnce(&Going)) -> bool {
+pub(super) async fn is_stopped(host: &Host, stop_at: usize, end: impl AsyncFnOnce(&Going)) -> bool {
     let counter = Counter::new(stop_at);
     let going = host.start(&host.gated(counter.gate()), &host.request("run"));
     let stopped = tokio::select! {

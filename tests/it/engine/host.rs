@@ -186,9 +186,13 @@ impl Host {
         }
     }
 
+    pub fn monitor(&self) -> Monitor {
+        Monitor::new(Address::Unix(self.qemu.socket()))
+    }
+
     pub fn start(&self, engine: &Engine, request: &BackupRequest) -> Going {
         let control = RunControl::new(request, jiff::Timestamp::now());
-        let monitor = Monitor::new(Address::Unix(self.qemu.socket()));
+        let monitor = self.monitor();
         let (engine, request, handle) = (engine.clone(), request.clone(), control.clone());
         let task = tokio::spawn(async move { engine.backup(&monitor, &request, &handle).await });
         Going { control, task }

@@ -1,15 +1,14 @@
 //! Descriptors that QEMU keeps while the guest does not run: written down, given up once it does, never too many.
 
 use driftline::{
-    engine::{Engine, Phase},
-    qmp::{
-        Address, Monitor,
-        command::AddFd,
-        fake::{FakeQemu, Pace},
-    },
+    engine::Phase,
+    qmp::{command::AddFd, fake::Pace},
 };
 
-use super::host::{Counter, Going, Host, Shape, UUID, Way, assert_complete, assert_failed, files};
+use super::{
+    crashes::is_stopped,
+    host::{Counter, Going, Host, Shape, UUID, Way, assert_complete, assert_failed, files},
+};
 
 fn paused(shape: Shape) -> Host {
     let host = Host::shaped(shape, Pace::AtOnce);
@@ -17,8 +16,8 @@ fn paused(shape: Shape) -> Host {
     host
 }
 
-async fn give_up(engine: &Engine, qemu: &FakeQemu) -> usize {
-    engine.give_up_kept(&Monitor::new(Address::Unix(qemu.socket())), &UUID.parse().unwrap()).await.unwrap()
+async fn give_up(host: &Host) -> usize {
+    host.engine().give_up_kept(&host.monitor(), &UUID.parse().unwrap()).await.unwrap()
 }
 
 fn written_down(host: &Host) -> bool {
@@ -31,11 +30,11 @@ async fn what_a_paused_guest_keeps_is_given_up_once_it_runs() {
         let host = paused(Shape { way, ..Shape::FIRST });
         for (run, sets) in [("run-1", 4), ("run-2", 8)] {
             assert_complete(&host.run(run).await);
-            assert_eq!((host.qemu.fdsets().len(), give_up(&host.engine(), &host.qemu).await), (sets, sets));
+            assert_eq!((host.qemu.fdsets().len(), give_up(&host).await), (sets, sets));
             assert!(written_down(&host));
         }
         host.qemu.set_status("running");
-        assert_eq!(give_up(&host.engine(), &host.qemu).await, 0);
+        assert_eq!(give_up(&host).await, 0);
         host.assert_tidy();
         assert_eq!(host.qemu.fdsets(), vec![]);
     }
@@ -52,7 +51,7 @@ async fn the_next_run_and_a_recovery_give_them_up_too() {
     host.qemu.set_status("paused");
     assert_complete(&host.run("run-3").await);
     host.qemu.set_status("running");
-    let (monitor, guest) = (Monitor::new(Address::Unix(host.qemu.socket())), UUID.parse().unwrap());
+    let (monitor, guest) = (host.monitor(), UUID.parse().unwrap());
     host.engine().recover(&monitor, &guest, &host.id, false).await.unwrap();
     host.assert_tidy();
     assert_eq!(host.qemu.fdsets(), vec![]);
@@ -64,7 +63,7 @@ async fn those_of_a_qemu_that_was_started_again_are_forgotten() {
     assert_complete(&host.run("run-1").await);
     assert!(written_down(&host));
     host.restart();
-    assert_eq!(give_up(&host.engine(), &host.qemu).await, 0);
+    assert_eq!(give_up(&host).await, 0);
     host.assert_tidy();
 }
 
@@ -73,7 +72,7 @@ async fn a_guest_that_keeps_too_many_is_refused_until_it_runs() {
     let host = paused(Shape::FIRST);
     assert_complete(&host.run("run-1").await);
     let kept: Vec<String> = host.qemu.fdsets().into_iter().flat_map(|(_, words)| words).collect();
-    let client = Monitor::new(Address::Unix(host.qemu.socket())).client().await.unwrap();
+    let client = host.monitor().client().await.unwrap();
     let file = std::fs::File::open("/dev/null").unwrap();
     for _ in kept.len()..256 {
         let add = AddFd { fdset_id: None, opaque: Some(kept[0].clone()) };
@@ -103,15 +102,11 @@ async fn a_run_of_a_paused_guest_that_is_stopped_at_any_act_leaves_nothing_once_
     assert_complete(&host.start(&host.gated(counter.gate()), &host.request("run")).end().await);
     for stop_at in (0..counter.count()).step_by(3) {
         let host = paused(shape);
-        let counter = Counter::new(stop_at);
-        let going = host.start(&host.gated(counter.gate()), &host.request("run"));
-        tokio::select! { () = counter.stopped() => {} () = Going::reach_end(&going) => {} }
-        going.task.abort();
-        let _ = going.task.await;
+        is_stopped(&host, stop_at, Going::reach_end).await;
         let state = host.run("run").await;
         assert_eq!(state.phase, Phase::Complete, "stopped at {stop_at}: {} {}", state.reason, state.message);
         host.qemu.set_status("running");
-        assert_eq!(give_up(&host.engine(), &host.qemu).await, 0);
+        assert_eq!(give_up(&host).await, 0);
         assert_eq!(host.assert_tidy(), 1, "stopped at {stop_at}");
         host.assert_clean(host.bitmaps());
     }

@@ -12,7 +12,6 @@ use driftline::{
     engine::{Phase, TypeReason, gate::Passage},
     ids::{BitmapName, BitmapRole},
     qmp::{
-        Address, Monitor,
         command::{AddFd, BlockdevAdd, BlockdevBackup, Sync},
         fake::{Fault, Pace, When},
     },
@@ -281,7 +280,7 @@ async fn somebody_elses_job_on_a_disk_is_left_alone_and_the_run_refused() {
     let mut make = std::process::Command::new("qemu-img");
     assert!(make.args(["create", "-q", "-f", "qcow2"]).arg(&image).arg("200192").status().unwrap().success());
     let file = std::fs::File::options().read(true).write(true).open(&image).unwrap();
-    let monitor = Monitor::new(Address::Unix(host.qemu.socket()));
+    let monitor = host.monitor();
     let client = monitor.client().await.unwrap();
     let add = AddFd { fdset_id: None, opaque: Some("theirs".to_owned()) };
     let set = client.execute_with_fd(&add, std::os::fd::AsFd::as_fd(&file)).await.unwrap();
@@ -333,7 +332,7 @@ async fn bitmaps_of_points_that_are_gone_are_removed_and_foreign_ones_left() {
     assert_complete(&state);
     let point = state.point.unwrap().manifest.identity.point.to_string();
     std::fs::remove_dir_all(host.path().join("guests").join(UUID).join(&point)).unwrap();
-    let client = Monitor::new(Address::Unix(host.qemu.socket())).client().await.unwrap();
+    let client = host.monitor().client().await.unwrap();
     let name = format!("driftline.0badcafe.{point}.00000001");
     for name in ["theirs", name.as_str()] {
         let add = driftline::qmp::command::BitmapAdd {
@@ -363,7 +362,7 @@ async fn leftovers_that_no_journal_knows_are_removed_only_at_a_persons_word() {
     going.end().await;
     std::fs::remove_dir_all(host.folder.path().join("state")).unwrap();
     assert_failed(&host.run("next").await, "ForeignJob");
-    let (engine, monitor) = (host.engine(), Monitor::new(Address::Unix(host.qemu.socket())));
+    let (engine, monitor) = (host.engine(), host.monitor());
     let guest = UUID.parse().unwrap();
     let recovered = engine.recover(&monitor, &guest, &host.id, false).await.unwrap();
     assert_eq!((recovered.found, recovered.adopted.len()), (false, 0));
@@ -381,7 +380,7 @@ async fn recover_finishes_what_the_journal_holds() {
     let host = Host::new(Pace::Manual);
     let going = host.start(&host.engine(), &host.request("run"));
     going.copying().await;
-    let (engine, monitor) = (host.engine(), Monitor::new(Address::Unix(host.qemu.socket())));
+    let (engine, monitor) = (host.engine(), host.monitor());
     let guest = UUID.parse().unwrap();
     assert_eq!(engine.recover(&monitor, &guest, &host.id, false).await.unwrap_err().reason(), "GuestInUse");
     going.control.detach.cancel();

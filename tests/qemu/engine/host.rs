@@ -140,8 +140,8 @@ impl Host {
     /// Continues the machine, and gives up what QEMU has kept until then.
     pub(super) async fn go_on(&self, machine: &Machine) {
         machine.execute("cont", json!({}));
-        let (monitor, guest) = (Monitor::new(Address::Unix(machine.qmp())), machine.uuid().parse().unwrap());
-        assert_eq!(self.engine().give_up_kept(&monitor, &guest).await.unwrap(), 0);
+        let guest = machine.uuid().parse().unwrap();
+        assert_eq!(self.engine().give_up_kept(&monitor(machine.qmp()), &guest).await.unwrap(), 0);
     }
 
     /// Nothing but whole points in the repository, nothing in the journal.

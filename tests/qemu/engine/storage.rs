@@ -26,6 +26,16 @@ pub(super) fn unnamed_bytes(machine: &Machine) -> u64 {
         .sum()
 }
 
+/// A run that is cancelled while the machine stands leaves no space taken, and nothing once it goes on.
+pub(super) async fn assert_gives_space_back(host: &Host, machine: &Machine, going: Going) {
+    going.control.cancel.cancel();
+    assert_eq!(going.end().await.phase, Phase::Cancelled);
+    let kept = unnamed_bytes(machine);
+    assert!(kept < MIB, "QEMU keeps {kept} bytes of files without a name");
+    host.go_on(machine).await;
+    host.assert_tidy(machine);
+}
+
 fn patterned(machine: &Machine) {
     for disk in machine.disks() {
         for at in 0..disk.size / MIB {
@@ -145,10 +155,5 @@ async fn a_cancelled_run_of_a_paused_guest_gives_its_space_back() {
     patterned(&machine);
     let going = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "run-1", MIB));
     going.reach(Phase::Copying).await;
-    going.control.cancel.cancel();
-    assert_eq!(going.end().await.phase, Phase::Cancelled);
-    let kept = unnamed_bytes(&machine);
-    assert!(kept < MIB, "QEMU keeps {kept} bytes of files without a name");
-    host.go_on(&machine).await;
-    host.assert_tidy(&machine);
+    assert_gives_space_back(&host, &machine, going).await;
 }
