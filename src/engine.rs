@@ -329,7 +329,7 @@ impl Engine {
     /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the
     /// descriptor for some milliseconds, until its exec closes it: one look would call that somebody at work.
     async fn lock_soon(&self, guest: &GuestId, holder: &str) -> Result<GuestLock, EngineError> {
-        let until = tokio::time::Instant::now() + self.0.patience.lock_pause * 5;
+        let until = tokio::time::Instant::now() + Duration::from_secs(1);
         loop {
             match try_lock(&self.0.settings.locks, guest, holder).map_err(EngineError::Lock)? {
                 Attempted::Locked(lock) => return Ok(lock),

@@ -3,7 +3,8 @@
 use std::{io, path::PathBuf};
 
 use super::{
-    choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, journal::Failure, journal::JournalError, lock::LockError,
+    choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, graph::Change, journal::Failure, journal::JournalError,
+    lock::LockError,
 };
 use crate::{
     chain::next::TypeReason,
@@ -165,6 +166,14 @@ pub enum EngineError {
         /// The job.
         job: String,
     },
+    /// A disk is not as it was looked at, just before or at the instant.
+    #[error("Disk {disk} was changed while the copy was being begun: {change}; the next try looks at it anew")]
+    DiskChanged {
+        /// The disk.
+        disk: DiskName,
+        /// What became of it.
+        change: Change,
+    },
     /// Somebody took a snapshot of a disk while its run was fleeced.
     #[error(
         "Somebody took a snapshot of disk {disk} during the copy; overlay {overlay} is on the run's filter, which has to go"
@@ -189,6 +198,18 @@ pub enum EngineError {
         base: String,
         /// What QEMU says.
         why: String,
+    },
+    /// Somebody has put a filter of his own on one of ours.
+    #[error(
+        "Filter {filter} of the run cannot go, because node {user} was put on it. Have `blockdev-reopen` done with node          {user} and file {base}, then `driftline recover`"
+    )]
+    FilterUsed {
+        /// The filter's node.
+        filter: String,
+        /// The node above it.
+        user: String,
+        /// What is below the filter.
+        base: String,
     },
     /// The run was to be fleeced, and cannot be.
     #[error("The guest cannot be kept from the target: {why}; or use fleecing Auto")]
@@ -281,7 +302,13 @@ impl EngineError {
             Self::NotFleeced { why } => why.reason(),
             Self::Scratch { .. } => "ScratchUnusable",
             Self::Overlaid { .. } => TypeReason::ActiveLayerChanged.as_str(),
-            Self::FilterStuck { .. } => "FilterStuck",
+            Self::DiskChanged { change, .. } => match change {
+                Change::Unplugged => "DiskNotFound",
+                Change::Layer(_) => TypeReason::ActiveLayerChanged.as_str(),
+                Change::Filter(_) => "FilterChanged",
+                Change::Job(_) => "ForeignJob",
+            },
+            Self::FilterStuck { .. } | Self::FilterUsed { .. } => "FilterStuck",
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
             Self::DescriptorsKept { .. } => "DescriptorsKept",
@@ -314,7 +341,9 @@ impl EngineError {
             | Self::MigrationStarted { .. }
             | Self::Scratch { .. }
             | Self::Overlaid { .. }
+            | Self::DiskChanged { .. }
             | Self::FilterStuck { .. }
+            | Self::FilterUsed { .. }
             | Self::DiskShrunk { .. }
             | Self::TooManyAttempts { .. }
             | Self::DescriptorsKept { .. }

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use self::begin::Begun;
 pub(super) use self::{
     adopt::{adopt, remove_useless_bitmaps},
     descriptors::give_up_kept,
@@ -35,6 +36,7 @@ use super::{
     request::{BackupRequest, RunControl},
 };
 use crate::{
+    ids::PointId,
     qmp::{Client, Monitor},
     repo::{Lease, Repository},
 };
@@ -154,10 +156,11 @@ impl<'a> Run<'a> {
             let mut record = match current.take() {
                 Some(record) => record,
                 None => match self.begin(request, attempts + 1, started).await {
-                    Ok(record) => {
+                    Ok(Begun::Now(record)) => {
                         self.fresh = true;
-                        record
+                        *record
                     }
+                    Ok(Begun::Before(point)) => return self.done_before(request, point).await,
                     Err(halt) => return self.not_begun(request, halt).await,
                 },
             };
@@ -177,6 +180,17 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Ends a run whose point is stored, though nobody remembered.
+    async fn done_before(&mut self, request: &BackupRequest, point: PointId) {
+        match self.stored(request, point).await {
+            Ok(point) => {
+                self.completed(point);
+                self.keep_end(request).await;
+            }
+            Err(halt) => self.not_begun(request, halt).await,
+        }
+    }
+
     /// Ends a run of which nothing is left.
     async fn not_begun(&mut self, request: &BackupRequest, halt: Halt) {
         let failure = match halt {
@@ -185,6 +199,11 @@ impl<'a> Run<'a> {
             Halt::Failed(error) => error.failure(),
         };
         self.state.fail(&failure, self.now());
+        self.keep_end(request).await;
+    }
+
+    /// Writes down how a run ended that has no record, or whose record is of no use any more.
+    async fn keep_end(&mut self, request: &BackupRequest) {
         let ended = self.state.clone();
         let guest = request.guest.uuid.clone();
         let now = self.now();

@@ -42,9 +42,25 @@ pub fn missing(bounds: impl Iterator<Item = u64>, reserve: u64, available: u64) 
     needed.checked_sub(available).filter(|missing| *missing > 0)
 }
 
+/// Bytes of the scratch folder that a run may take: what others were promised counts against the budget, and what they have
+/// not taken of it yet against what is free, or all of them together would use up the reserve.
+pub fn scratch_room(budget: u64, free: u64, promised: u64, not_taken: u64) -> u64 {
+    budget.saturating_sub(promised).min(free.saturating_sub(not_taken))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_promised_and_not_taken_yet_is_not_free() {
+        assert_eq!(scratch_room(100, 50, 0, 0), 50);
+        assert_eq!(scratch_room(40, 50, 0, 0), 40);
+        assert_eq!(scratch_room(100, 50, 30, 30), 20);
+        assert_eq!(scratch_room(100, 20, 30, 0), 20);
+        assert_eq!(scratch_room(100, 20, 30, 30), 0);
+        assert_eq!(scratch_room(20, 50, 30, 30), 0);
+    }
 
     #[test]
     fn the_bound_is_never_below_what_qemu_needs_for_a_full_image() {

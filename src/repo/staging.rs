@@ -81,13 +81,14 @@ impl Stage {
         discard(&scratch, &self.name())
     }
 
-    /// Removes what any attempt at this guest has staged: the guest's lock is held, and no journal knows of one.
+    /// Removes what any attempt at a guest has staged in the scratch folder `directory`: the guest's lock is held, and no
+    /// journal knows of one.
     ///
     /// # Errors
     /// As `discard`.
-    pub fn discard_all(&self) -> Result<(), RepoError> {
-        let scratch = self.scratch()?;
-        let all = layout::staged(&self.guest, "");
+    pub fn discard_all(directory: &Path, guest: &GuestId, tool: &QemuImg, roots: &Roots) -> Result<(), RepoError> {
+        let scratch = scratch(directory, Rules { owner: tool.owner, gate: roots.gate.clone() })?;
+        let all = layout::staged(guest, "");
         let entries = scratch.entries()?;
         let of_guest = entries.iter().filter_map(|name| name.to_str()).filter(|name| name.starts_with(&all));
         of_guest.map(|name| discard(&scratch, name)).fold(Ok(()), Result::and)
@@ -99,19 +100,20 @@ impl Stage {
     }
 
     fn scratch(&self) -> Result<Folder, StoreError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(&self.directory, flags, Mode::empty());
-        let failed = |errno: rustix::io::Errno| StoreError {
-            act: Act::Open,
-            path: self.directory.clone(),
-            source: errno.into(),
-        };
-        Ok(Folder::new(opened.map_err(failed)?, self.directory.clone(), self.rules.clone()))
+        scratch(&self.directory, self.rules.clone())
     }
 
     fn name(&self) -> String {
         layout::staged(&self.guest, self.attempt.as_str())
     }
+}
+
+fn scratch(directory: &Path, rules: Rules) -> Result<Folder, StoreError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(directory, flags, Mode::empty());
+    let failed =
+        |errno: rustix::io::Errno| StoreError { act: Act::Open, path: directory.to_owned(), source: errno.into() };
+    Ok(Folder::new(opened.map_err(failed)?, directory.to_owned(), rules))
 }
 
 fn discard(scratch: &Folder, name: &str) -> Result<(), RepoError> {

@@ -7,3 +7,4 @@ mod host;
 mod kept;
 mod order;
 mod scenarios;
+mod scratch;

@@ -13,6 +13,7 @@ mod overlays;
 mod replies;
 mod staged;
 mod storage;
+mod window;
 
 use std::{
     sync::{

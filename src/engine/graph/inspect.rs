@@ -68,18 +68,27 @@ fn capabilities(client: &Client) -> Vec<String> {
         .collect()
 }
 
-async fn answers(client: &Client) -> Result<Answers, EngineError> {
+/// How the disks stand now, without what is known of their devices.
+///
+/// # Errors
+/// When QEMU does not answer.
+pub(in crate::engine) async fn look_again(client: &Client) -> Result<Answers, EngineError> {
     let flat = QueryNamedBlockNodes { flat: true };
-    let (devices, nodes, graph, named, unnamed) = tokio::try_join!(
-        ask(client, &QueryBlock {}),
-        ask(client, &flat),
-        ask(client, &QueryBlockGraph {}),
+    let (devices, nodes, graph) =
+        tokio::try_join!(ask(client, &QueryBlock {}), ask(client, &flat), ask(client, &QueryBlockGraph {}))?;
+    Ok(Answers { devices, nodes, graph: Some(graph), ..Answers::default() })
+}
+
+async fn answers(client: &Client) -> Result<Answers, EngineError> {
+    let (seen, named, unnamed) = tokio::try_join!(
+        look_again(client),
         peripherals(client, "/machine/peripheral"),
         peripherals(client, "/machine/peripheral-anon")
     )?;
-    let types = try_join_all(devices.iter().filter_map(|device| device.qdev.as_deref()).map(|qdev| kind(client, qdev)));
+    let types =
+        try_join_all(seen.devices.iter().filter_map(|device| device.qdev.as_deref()).map(|qdev| kind(client, qdev)));
     let types = types.await?.into_iter().flatten().collect();
-    Ok(Answers { devices, nodes, graph: Some(graph), types, peripherals: named.into_iter().chain(unnamed).collect() })
+    Ok(Answers { types, peripherals: named.into_iter().chain(unnamed).collect(), ..seen })
 }
 
 /// A device and its type. One without a readable type is judged by its nodes alone.

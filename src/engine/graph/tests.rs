@@ -151,3 +151,71 @@ fn the_power_state_says_who_may_be_touched() {
         assert_eq!(PowerState::new(&state, running), expected, "{state:?}");
     }
 }
+
+/// How disk0 stands after a change of the captured machine.
+fn changed(change: impl FnOnce(&mut Value)) -> Option<Change> {
+    let place = Place { qdev: "/machine/peripheral/disk0/virtio-backend", top: "n-a", node: "n-a" };
+    super::change(&captured(change), place)
+}
+
+fn graph_id(capture: &Value, name: &str) -> Value {
+    let nodes = capture["graph"]["nodes"].as_array().unwrap();
+    nodes.iter().find(|node| node["name"] == name).unwrap()["id"].clone()
+}
+
+/// A node above `n-a`, with the edge to it.
+fn put_above(capture: &mut Value, name: &str, drv: &str, role: &str) {
+    let edge = json!({"parent": 901, "child": graph_id(capture, "n-a"), "name": role, "perm": [], "shared-perm": []});
+    capture["graph"]["edges"].as_array_mut().unwrap().push(edge);
+    let node = json!({"id": 901, "name": name, "type": "block-driver"});
+    capture["graph"]["nodes"].as_array_mut().unwrap().push(node);
+    let mut node = capture["nodes"][0].clone();
+    (node["node-name"], node["drv"]) = (json!(name), json!(drv));
+    capture["nodes"].as_array_mut().unwrap().push(node);
+}
+
+fn give_device(capture: &mut Value, name: &str, drv: &str) {
+    for device in capture["devices"].as_array_mut().unwrap() {
+        if device["inserted"]["node-name"] == "n-a" {
+            (device["inserted"]["node-name"], device["inserted"]["drv"]) = (json!(name), json!(drv));
+        }
+    }
+}
+
+#[test]
+fn a_disk_that_nobody_has_touched_has_not_changed() {
+    assert_eq!(changed(|_| {}), None);
+}
+
+#[test]
+fn an_overlay_a_filter_and_an_unplugged_device_are_changes() {
+    let overlay = changed(|capture| {
+        put_above(capture, "overlay", "qcow2", "backing");
+        give_device(capture, "overlay", "qcow2");
+    });
+    assert_eq!(overlay, Some(Change::Layer("overlay".to_owned())));
+    let throttle = changed(|capture| {
+        put_above(capture, "thr", "throttle", "file");
+        give_device(capture, "thr", "throttle");
+    });
+    assert_eq!(throttle, Some(Change::Filter("thr".to_owned())));
+    let gone = changed(|capture| {
+        let devices = capture["devices"].as_array_mut().unwrap();
+        devices.retain(|device| device["inserted"]["node-name"] != "n-a");
+    });
+    assert_eq!(gone, Some(Change::Unplugged));
+}
+
+/// `query-block` leaves out filters that QEMU has put in by itself.
+#[test]
+fn a_mirror_whose_filter_is_not_shown_is_a_change_and_a_foreign_job() {
+    let mirror = |capture: &mut Value| {
+        put_above(capture, "#block900", "mirror_top", "file");
+        let job = json!({"id": 902, "name": "theirs", "type": "block-job"});
+        capture["graph"]["nodes"].as_array_mut().unwrap().push(job);
+        let edge = json!({"parent": 902, "child": 901, "name": "main node", "perm": [], "shared-perm": []});
+        capture["graph"]["edges"].as_array_mut().unwrap().push(edge);
+    };
+    assert_eq!(changed(mirror), Some(Change::Job("theirs".to_owned())));
+    assert_eq!(disk(mirror, "disk0").foreign_job.as_deref(), Some("theirs"));
+}

@@ -179,6 +179,15 @@ impl Record {
         self.disks.iter().map(of).fold(0, u64::saturating_add)
     }
 
+    /// Those of them that may not be allocated yet: a scratch is a sparse file without a name, of which only QEMU knows how
+    /// far it is; staged images are whole when the attempt leaves its first state.
+    pub fn sparse_scratch_bytes(&self) -> u64 {
+        if self.state == State::Intent {
+            return self.scratch_bytes();
+        }
+        self.disks.iter().filter_map(|disk| disk.scratch).fold(0, u64::saturating_add)
+    }
+
     /// The job of a disk.
     pub fn job(&self, disk: &RecordDisk) -> JobId {
         JobId { attempt: self.attempt.clone(), lineage: disk.lineage.clone() }

@@ -32,12 +32,31 @@ const ABANDONED_MS: u64 = 7 * 24 * 3600 * 1000;
 /// How long reading QEMU's command line or a small file of it may take.
 const READING: Duration = Duration::from_secs(2);
 
+/// What a request led to.
+pub(super) enum Begun {
+    /// A new attempt, in its first state.
+    Now(Box<Record>),
+    /// The run was done before, though its end was forgotten: this is its point.
+    Before(PointId),
+}
+
 impl Run<'_> {
     /// Everything up to the first state of the journal. Nothing is left behind when it fails.
-    pub(super) async fn begin(&mut self, request: &BackupRequest, attempts: u32, started: Timestamp) -> Done<Record> {
+    pub(super) async fn begin(&mut self, request: &BackupRequest, attempts: u32, started: Timestamp) -> Done<Begun> {
         self.check()?;
         self.state.attempts = attempts;
         self.phase(Phase::Preparing);
+        // A machine that is not there costs the repository nothing.
+        self.client().await?;
+        // The lease and the manifests can take their time, so the machine is looked at afterwards: it may change meanwhile.
+        let (space, scan) = self.look_at_repository(request).await?;
+        let path = &request.repository.path;
+        if let Some(stored) = scan.points.iter().find(|point| point.manifest.identity.run == request.run) {
+            return Ok(Begun::Before(stored.manifest.identity.point.clone()));
+        }
+        if !space.writable {
+            return Err(EngineError::ReadOnly { path: path.clone() }.into());
+        }
         let client = self.client().await?;
         let guest = inspect(&client).await?;
         self.give_up_kept(&client, &request.guest.uuid, guest.power_state == PowerState::Running).await?;
@@ -46,13 +65,13 @@ impl Run<'_> {
         if migration.status.is_some_and(|status| is_migrating(&status)) {
             return Err(EngineError::Refused(Refusal::Migrating).into());
         }
-        let (space, scan) = self.look_at_repository(request).await?;
-        let path = &request.repository.path;
-        if !space.writable {
-            return Err(EngineError::ReadOnly { path: path.clone() }.into());
-        }
         let points: Vec<_> = scan.points.iter().map(|point| point.manifest.point()).collect();
         let chosen = choose(request, &guest, &points).map_err(EngineError::Refused)?;
+        self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
+        self.discard_leftover_staging(&request.guest.uuid).await?;
+        let readable = client.process().filter(|_| client.file_system() == FileSystem::Host);
+        let command_line = command_line(readable).await;
+        // Nothing that may hang from here on: every other run of the host waits for the turn.
         let _turn = self.scratch_turn().await?;
         let Shares { staging, fleece } = self.shares(request, &client, &guest, &chosen, space.local).await?;
         let disks: Vec<_> = chosen
@@ -85,10 +104,8 @@ impl Run<'_> {
             }
             .into());
         }
-        self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
         let now_ms = u64::try_from(self.now().as_millisecond()).unwrap_or(0);
         let newest = newest(&scan, now_ms);
-        let readable = client.process().filter(|_| client.file_system() == FileSystem::Host);
         let record = Record {
             format: Record::FORMAT,
             state: State::Intent,
@@ -104,13 +121,12 @@ impl Run<'_> {
             staging,
             stopping: false,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
-            command_line: command_line(readable).await,
+            command_line,
             variables: variables(&guest.disks, readable.is_some()),
         };
-        self.discard_leftover_staging(&record).await?;
         self.check()?;
         self.save(&record).await?;
-        Ok(record)
+        Ok(Begun::Now(Box::new(record)))
     }
 
     async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {

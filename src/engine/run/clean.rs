@@ -17,8 +17,9 @@ use crate::{
         plan::{self, Undo},
         progress::CommittedPoint,
         recover::Qemu,
+        request::BackupRequest,
     },
-    ids::{BitmapRole, GuestId},
+    ids::{BitmapRole, GuestId, PointId},
     qmp::{
         Client,
         block::{BlockNode, JobStatus, RunState},
@@ -47,22 +48,29 @@ enum Cleared {
 impl Run<'_> {
     /// Step 9: the point is durable. Jobs are dismissed, bitmaps that nobody needs any more removed.
     pub(super) async fn clean_up(&mut self, record: &Record) -> Done<()> {
-        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
-        let (stored, chain) = self
-            .repository(record, "point", move |repository| {
-                let found = repository.point(&guest, &point)?;
-                let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
-                let chain = chain_of(repository, &guest, &stored.manifest.point());
-                Ok((stored, chain))
-            })
-            .await?;
+        let point = self.stored(&record.request, record.point.clone()).await?;
         let cleared = self.clear_within(record, self.engine.patience.clean_up, Work::Tidy).await?;
         if let Err(Halt::Failed(error)) = self.discard_staging(record).await {
             // The guest's next run removes it.
             tracing::warn!(error = %error.failure().message, "staged images that were committed stay");
         }
-        self.completed(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain });
+        self.completed(point);
         self.ended(record, &cleared).await
+    }
+
+    /// A point of the request's guest that is in the repository.
+    pub(super) async fn stored(&mut self, request: &BackupRequest, point: PointId) -> Done<CommittedPoint> {
+        let (store, lock) = (self.store(request).await?, self.lock.clone());
+        let guest = request.guest.uuid.clone();
+        self.blocking("point", "Reading the point", move || {
+            let _lock = lock;
+            let repository = &store.repository;
+            let found = repository.point(&guest, &point)?;
+            let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
+            let chain = chain_of(repository, &guest, &stored.manifest.point());
+            Ok(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain })
+        })
+        .await
     }
 
     async fn clear(&self, client: &Client, record: &Record, work: Work) -> Done<()> {
@@ -297,7 +305,7 @@ impl Run<'_> {
                     Err(Halt::Failed(error)) if error.is_lost_connection() => error.failure().message,
                     Err(Halt::Failed(error @ EngineError::Journal(_))) => return Err(error.into()),
                     Err(Halt::Failed(error)) => {
-                        let stays = matches!(error, EngineError::FilterStuck { .. });
+                        let stays = matches!(error, EngineError::FilterStuck { .. } | EngineError::FilterUsed { .. });
                         let reason = if stays { error.reason() } else { TARGET_STUCK };
                         return Ok(Cleared::Stuck(reason, error.failure().message));
                     }

@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::{Done, Run, overlay};
+use super::{Done, EngineError, Run, overlay};
 use crate::{
     engine::{
         gate::Passage,
-        graph::GuestFacts,
-        journal::{Record, State},
+        graph::{self, Change, GuestFacts, Place},
+        journal::{Record, RecordDisk, State},
         plan::Drive,
     },
     ids::NodeRole,
@@ -39,14 +39,17 @@ impl Run<'_> {
         self.save(&new).await?;
         *record = new;
         if !stops {
-            return self.switch_all(&client, drives).await;
+            return self.switch_all(&client, record, drives).await;
         }
         let switched = match self.execute(&client, "Stopping the guest for an instant", &Stop {}).await {
-            Ok(_) => self.switch_all(&client, drives).await,
+            Ok(_) => self.switch_all(&client, record, drives).await,
             Err(halt) => Err(halt),
         };
         self.let_run(&client).await?;
-        record.stopping = false;
+        // At once: a recovery would continue a guest that a person has paused since.
+        let new = Record { stopping: false, ..record.clone() };
+        self.save(&new).await?;
+        *record = new;
         switched
     }
 
@@ -75,11 +78,42 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn switch_all(&self, client: &Client, drives: &[Drive]) -> Done<()> {
-        // The connection refuses a node that a device has already, by the newest answer.
-        self.execute(client, "Asking QEMU for the guest's disks", &QueryBlock {}).await?;
+    /// Before, or a device would be taken past what somebody has put under it. After, or the snapshot would be of another
+    /// layer than the one that records: QEMU moves a filter that nobody uses yet above somebody's overlay (measured).
+    async fn switch_all(&self, client: &Client, record: &Record, drives: &[Drive]) -> Done<()> {
+        self.check_places(client, record, |_, disk| disk.top.clone()).await?;
         for drive in drives {
             self.set_drive(client, &drive.qdev, &drive.node).await?;
+        }
+        self.check_places(client, record, |index, _| record.node(index, NodeRole::Filter)).await
+    }
+
+    /// Whether each disk's format node is the active one still, no job works on it, and its device uses `top`.
+    pub(super) async fn check_places(
+        &self,
+        client: &Client,
+        record: &Record,
+        top: impl Fn(usize, &RecordDisk) -> String,
+    ) -> Done<()> {
+        let answers = graph::look_again(client).await?;
+        for (index, disk) in record.disks.iter().enumerate() {
+            let place = Place { qdev: &disk.qdev, top: &top(index, disk), node: &disk.node };
+            if let Some(change) = graph::change(&answers, place) {
+                return Err(EngineError::DiskChanged { disk: disk.name.clone(), change }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether somebody's snapshot came between the last look at the disks and the transaction: then what is copied is not of
+    /// one instant.
+    pub(super) async fn check_layers(&self, client: &Client, record: &Record) -> Done<()> {
+        let answers = graph::look_again(client).await?;
+        for disk in &record.disks {
+            let place = Place { qdev: &disk.qdev, top: &disk.top, node: &disk.node };
+            if let Some(change @ Change::Layer(_)) = graph::change(&answers, place) {
+                return Err(EngineError::DiskChanged { disk: disk.name.clone(), change }.into());
+            }
         }
         Ok(())
     }
@@ -97,6 +131,7 @@ impl Run<'_> {
                 && device.inserted.as_ref().is_some_and(|node| node.node_name == drive.node)
         };
         if devices.iter().find(has).is_none() {
+            self.check_unused(client, &drive.node).await?;
             self.engine.gates.pass(Passage::Sending(BlockStream::NAME)).await;
             let freed = overlay::free(client, &drive.node).await;
             self.engine.gates.pass(Passage::Replied(BlockStream::NAME)).await;
@@ -107,6 +142,14 @@ impl Run<'_> {
             Some(below) => self.set_drive(client, &drive.qdev, below).await,
             None => Ok(()),
         }
+    }
+
+    /// Somebody's filter on one of ours cannot be given another child without all of its options.
+    async fn check_unused(&self, client: &Client, filter: &str) -> Done<()> {
+        let graph = self.execute(client, "Asking QEMU for its block graph", &QueryBlockGraph {}).await?;
+        let (Some(user), Some(base)) = (graph.parent(filter, "file"), below(&graph, filter)) else { return Ok(()) };
+        let (filter, user, base) = (filter.to_owned(), user.to_owned(), base.to_owned());
+        Err(EngineError::FilterUsed { filter, user, base }.into())
     }
 
     /// Takes the fleece away, if the run has one: snapshots, filters, scratch files. Its jobs have ended.

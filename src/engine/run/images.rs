@@ -13,7 +13,7 @@ use super::{Done, EngineError, Halt, Run};
 use crate::{
     chain::point::Parent,
     engine::{gate::Passage, journal::Record},
-    ids::DiskName,
+    ids::{DiskName, GuestId},
     repo::{PartialPoint, RepoError, Stage, Staging},
 };
 
@@ -96,12 +96,12 @@ impl Run<'_> {
     }
 
     /// Removes what earlier attempts at the guest have staged and no journal knows of any more.
-    pub(super) async fn discard_leftover_staging(&self, record: &Record) -> Done<()> {
+    pub(super) async fn discard_leftover_staging(&self, guest: &GuestId) -> Done<()> {
         let Some(scratch) = self.engine.settings.scratch.clone() else { return Ok(()) };
-        let Some(stage) = self.stage(&Record { staging: Some(scratch.directory), ..record.clone() }) else {
-            return Ok(());
-        };
-        match self.staged("discard", move || stage.discard_all()).await {
+        let (guest, tool, roots) =
+            (guest.clone(), self.engine.settings.tool.clone(), self.engine.settings.roots.clone());
+        let discard = move || Stage::discard_all(&scratch.directory, &guest, &tool, &roots);
+        match self.staged("discard", discard).await {
             Err(Halt::Failed(error)) => {
                 // It takes space and nothing else.
                 tracing::warn!(error = %error.failure().message, "what an earlier run has staged stays");

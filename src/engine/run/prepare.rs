@@ -99,7 +99,13 @@ impl Run<'_> {
                     if record.state == State::Intent {
                         self.set_state(record, State::Sending { at }).await?;
                     }
+                    if !record.is_fleeced() {
+                        self.check_places(&client, record, |_, disk| disk.top.clone()).await?;
+                    }
                     self.execute(&client, "Starting the copy", &Transaction { actions }).await?;
+                    if !record.is_fleeced() {
+                        self.check_layers(&client, record).await?;
+                    }
                     self.set_state(record, State::Running { at }).await?;
                     // Their bits are merged. A migration that takes bitmaps along fails where one is read-only (measured).
                     for (index, _) in record.disks.iter().enumerate().filter(|(_, disk)| disk.needs_sentinel()) {

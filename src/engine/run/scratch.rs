@@ -5,7 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{Done, EngineError, Halt, Run};
@@ -23,6 +23,9 @@ use crate::{
     qmp::Client,
     repo::{QemuImg, space_at},
 };
+
+/// How long a run waits for another one that takes room: it looks at a folder and writes a record.
+const TURN: Duration = Duration::from_secs(60);
 
 /// What a run takes of the scratch folder.
 pub(super) struct Shares {
@@ -78,34 +81,47 @@ impl Run<'_> {
     }
 
     /// The right to promise room in the scratch folder: what is free is looked at, and taken by the journal's record, by one
-    /// run of the host at a time. None where there is no folder, or it cannot be opened; looking at it says why.
-    pub(super) async fn scratch_turn(&self) -> Done<Option<OwnedFd>> {
+    /// run of the host at a time. None where there is no folder.
+    pub(super) async fn scratch_turn(&mut self) -> Done<Option<OwnedFd>> {
         use rustix::fs::{FlockOperation, Mode, OFlags};
-        let Some(scratch) = &self.engine.settings.scratch else { return Ok(None) };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(folder) = rustix::fs::open(&scratch.directory, flags, Mode::empty()) else { return Ok(None) };
-        while let Err(errno) = rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+        if self.engine.settings.scratch.is_none() {
+            return Ok(None);
+        }
+        // Not the folder itself: whoever can open that could hold it.
+        let path = self.engine.settings.state.join("scratch.lock");
+        let failed = |source: io::Error| EngineError::Scratch { path: path.clone(), source };
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let file = rustix::fs::open(&path, flags, Mode::from_raw_mode(0o600)).map_err(|errno| failed(errno.into()))?;
+        let since = Instant::now();
+        while let Err(errno) = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if errno != rustix::io::Errno::WOULDBLOCK {
-                let (path, source) = (scratch.directory.clone(), errno.into());
-                return Err(EngineError::Scratch { path, source }.into());
+                return Err(failed(errno.into()).into());
             }
             self.check()?;
+            if since.elapsed() > TURN {
+                return Err(failed(io::Error::other("another run of this host holds it and does not go on")).into());
+            }
+            if since.elapsed() > Duration::from_secs(2) {
+                self.say("ScratchBusy", "Waits for another run of this host that takes room in the scratch folder");
+            }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        Ok(Some(folder))
+        self.say("", "");
+        Ok(Some(file))
     }
 
     /// Bytes of the scratch folder that a run may take now; none where there is no folder.
     async fn scratch_room(&self) -> Done<Option<u64>> {
         let Some(scratch) = self.engine.settings.scratch.clone() else { return Ok(None) };
-        let taken: u64 =
-            self.journal(|journal| journal.all()).await?.iter().map(Record::scratch_bytes).fold(0, u64::saturating_add);
+        let records = self.journal(|journal| journal.all()).await?;
+        let sum = |of: fn(&Record) -> u64| records.iter().map(of).fold(0, u64::saturating_add);
+        let (promised, not_taken) = (sum(Record::scratch_bytes), sum(Record::sparse_scratch_bytes));
         let (path, budget) = (scratch.directory.clone(), scratch.budget);
         let free = tokio::task::spawn_blocking(move || free_bytes(&scratch))
             .await
             .map_err(|source| EngineError::Broken { act: "Looking at the scratch folder", source })?
             .map_err(|source| EngineError::Scratch { path, source })?;
-        Ok(Some(free.min(budget.saturating_sub(taken))))
+        Ok(Some(space::scratch_room(budget, free, promised, not_taken)))
     }
 
     /// A new scratch file, which has no name any more.

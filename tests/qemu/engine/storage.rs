@@ -3,10 +3,10 @@
 
 use std::{fs, process::Command};
 
-use driftline::engine::Phase;
+use driftline::engine::{Phase, Scratch};
 
 use super::{
-    MIB, assert_complete,
+    MIB, assert_complete, fleeced,
     host::{Going, Host, files},
 };
 use crate::lab::{
@@ -156,4 +156,35 @@ async fn a_cancelled_run_of_a_paused_guest_gives_its_space_back() {
     let going = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "run-1", MIB));
     going.reach(Phase::Copying).await;
     assert_gives_space_back(&host, &machine, going).await;
+}
+
+/// The scratch files of fleeced runs are sparse: what one was promised and has not taken yet is not free for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn fleeced_runs_beside_each_other_leave_the_reserve_of_the_scratch_folder_free() {
+    const RESERVE: u64 = 16 * MIB;
+    let mut host = Host::new();
+    let directory = host.folder.path().join("scratch");
+    let Some(_mount) = Mount::tmpfs(64 * MIB, &directory) else { return };
+    host.scratch = Some(Scratch { directory: directory.clone(), budget: 1 << 40, reserve: RESERVE });
+    let machines = [(); 2].map(|()| Plan::new().disk(Disk::raw("disk0", 30 * MIB)).start());
+    if !machines[0].can_fleece() {
+        return;
+    }
+    let mut runs = Vec::new();
+    for machine in &machines {
+        machine.write("disk0", 7, 0, 30 * MIB);
+        let request = fleeced::request(&host, machine, machine.uuid(), MIB / 2);
+        let going = Going::start(&host.engine(), machine.qmp(), &request);
+        going.reach(Phase::Copying).await;
+        runs.push(going);
+    }
+    for machine in &machines {
+        machine.write("disk0", 8, 0, 30 * MIB);
+    }
+    let space = rustix::fs::statvfs(&directory).unwrap();
+    assert!(space.f_bavail * space.f_frsize >= RESERVE, "{} bytes are free", space.f_bavail * space.f_frsize);
+    for going in runs {
+        going.control.cancel.cancel();
+        going.end().await;
+    }
 }
