@@ -194,7 +194,7 @@ pub struct DiskSelection {
     #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub include: Vec<String>,
-    /// All but these disks.
+    /// All but these disks. A name that no disk has is no error: the disk may be gone for good.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 128)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

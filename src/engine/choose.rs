@@ -177,17 +177,11 @@ fn shared_lineages(disks: &[DiskFacts], repository: &RepositoryId) -> BTreeSet<L
 }
 
 fn select<'a>(request: &BackupRequest, guest: &'a GuestFacts) -> Result<Vec<&'a DiskFacts>, Refusal> {
-    let find = |name: &DiskName| {
-        guest.disks.iter().find(|disk| disk.name == *name).ok_or_else(|| {
+    for name in &request.disks.include {
+        let disk = guest.disks.iter().find(|disk| disk.name == *name).ok_or_else(|| {
             let there: Vec<_> = guest.disks.iter().map(|disk| disk.name.as_str()).collect();
             Refusal::DiskNotFound { disk: name.clone(), there: there.join(", ") }
-        })
-    };
-    for name in &request.disks.exclude {
-        find(name)?;
-    }
-    for name in &request.disks.include {
-        let disk = find(name)?;
+        })?;
         if !disk.eligible() {
             return Err(Refusal::DiskIneligible { disk: name.clone(), reason: disk.ineligible_reason() });
         }

@@ -84,7 +84,7 @@ fn check_guest(run: &BackupRun, object: bool, world: &World, now: Timestamp) -> 
 fn check_disks(run: &BackupRun, guest: &v1::Guest) -> Result<(), Blocker> {
     let wanted = run.spec.disks.clone().unwrap_or_default();
     let names: Vec<_> = guest.disks.iter().map(|d| d.name.as_str()).collect();
-    if let Some(missing) = wanted.include.iter().chain(&wanted.exclude).find(|d| !names.contains(&d.as_str())) {
+    if let Some(missing) = wanted.include.iter().find(|d| !names.contains(&d.as_str())) {
         let message = format!("Guest {} has no disk {missing}; it has {}.", guest.name, names.join(", "));
         return Err(Blocker::stays(Reason::DiskNotFound, message));
     }
@@ -174,5 +174,25 @@ fn check_repository(
             format!("The agent of node {node} cannot use BackupRepository {name} ({reason}): {message}"),
         )),
         Some(None) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_gone_may_be_left_out_and_not_be_asked_for() {
+        let disk = v1::Disk { name: "disk0".into(), eligible: true, ..v1::Disk::default() };
+        let guest = v1::Guest { name: "db-1".into(), disks: vec![disk], ..v1::Guest::default() };
+        let check = |disks: serde_json::Value| {
+            let spec = json!({ "guestRef": { "name": "db-1" }, "repositoryRef": { "name": "r" }, "disks": disks });
+            check_disks(&BackupRun::new("run", serde_json::from_value(spec).unwrap()), &guest)
+        };
+        assert!(check(json!({ "exclude": ["gone"] })).is_ok());
+        let blocker = check(json!({ "include": ["gone"] })).unwrap_err();
+        assert_eq!(blocker.reason, Reason::DiskNotFound.as_str());
     }
 }
