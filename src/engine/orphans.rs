@@ -9,10 +9,6 @@ use crate::{
     qmp::command::BitmapRef,
 };
 
-/// Checkpoints that stay on a disk: the newest point's and the one before, so that losing the newest point costs an
-/// older base and not a full.
-const KEPT: usize = 2;
-
 /// Bitmaps at the start of a run: every increment's, checkpoints without a manifest, those that a crash made useless,
 /// and sentinels newer than the newest committed checkpoint of their lineage or of a lineage without one.
 pub fn at_start(
@@ -47,29 +43,19 @@ pub fn at_recovery(disks: &[DiskFacts], repository: &RepositoryId, in_flight: &B
     refs(disks, repository, in_flight, |name, facts, _| facts.inconsistent || name.role == BitmapRole::Increment)
 }
 
-/// Bitmaps after a commit, on the disks of the run: every increment's, checkpoints beyond the last two, and sentinels
-/// but those that the run used or made (`sentinels`).
+/// Bitmaps after a commit, on the disks of the run: all but `kept`, the checkpoints and sentinels that the run made or
+/// built on. With the base's checkpoint, losing the newest point costs an older base and not a full. Those of another
+/// lineage are of no use: without its sentinel nothing continues it. Age is not asked for: an image that came from a
+/// host whose clock was ahead has checkpoints of points that are still to come.
 pub fn after_commit(
     disks: &[DiskFacts],
     repository: &RepositoryId,
-    sentinels: &BTreeSet<BitmapName>,
+    kept: &BTreeSet<BitmapName>,
     in_flight: &BTreeSet<PointId>,
 ) -> Vec<BitmapRef> {
     refs(disks, repository, in_flight, |name, _, all| {
-        if !all.iter().any(|(other, _)| sentinels.iter().any(|own| own.lineage == other.lineage)) {
-            return false;
-        }
-        match name.role {
-            BitmapRole::Increment => true,
-            BitmapRole::Sentinel => !sentinels.contains(name),
-            BitmapRole::Checkpoint => {
-                let newer = all
-                    .iter()
-                    .filter(|(other, _)| other.role == BitmapRole::Checkpoint && other.point > name.point)
-                    .count();
-                newer >= KEPT
-            }
-        }
+        let of_the_run = all.iter().any(|(other, _)| kept.iter().any(|own| own.lineage == other.lineage));
+        of_the_run && !kept.contains(name)
     })
 }
 

@@ -24,7 +24,8 @@ use std::{
 };
 
 use driftline::{
-    engine::{Patience, Phase, RunState, gate::Passage},
+    chain::next::RequestedType,
+    engine::{BackupRequest, Patience, Phase, RunState, gate::Passage},
     ids::BitmapRole,
 };
 use serde_json::json;
@@ -140,23 +141,31 @@ async fn checkpoints_record_from_the_instant_and_survive_a_clean_restart_on_qcow
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_last_two_checkpoints_and_the_newest_sentinel_stay() {
+async fn only_the_checkpoints_of_the_point_and_of_its_base_and_their_sentinel_stay() {
     let host = Host::new();
     let machine = Plan::new().disk(Disk::qcow2("disk0", 2 * MIB)).start();
     let mut points = Vec::new();
     for run in ["run-1", "run-2", "run-3"] {
-        let state = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, run, 0)).end().await;
+        let request = BackupRequest { kind: RequestedType::Auto, ..host.request(&machine, run, 0) };
+        let state = Going::start(&host.engine(), machine.qmp(), &request).end().await;
         assert_complete(&state);
         points.push(state.point.unwrap().manifest.identity.point);
     }
-    let mut found: Vec<_> = bitmaps(&machine).into_iter().map(|(_, name, _)| (name.role, name.point)).collect();
-    found.sort();
+    let found = || {
+        let mut found: Vec<_> = bitmaps(&machine).into_iter().map(|(_, name, _)| (name.role, name.point)).collect();
+        found.sort();
+        found
+    };
     let expected = vec![
         (BitmapRole::Checkpoint, points[1].clone()),
         (BitmapRole::Checkpoint, points[2].clone()),
-        (BitmapRole::Sentinel, points[2].clone()),
+        (BitmapRole::Sentinel, points[0].clone()),
     ];
-    assert_eq!(found, expected);
+    assert_eq!(found(), expected);
+    // Nothing continues what a full has taken the sentinel from.
+    let state = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "full", 0)).end().await;
+    let point = state.point.unwrap().manifest.identity.point;
+    assert_eq!(found(), [(BitmapRole::Checkpoint, point.clone()), (BitmapRole::Sentinel, point)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -113,25 +113,38 @@ fn foreign_and_busy_bitmaps_are_never_named() {
 }
 
 #[test]
-fn after_a_commit_two_checkpoints_and_the_runs_sentinel_stay() {
+fn after_a_commit_what_the_run_made_and_built_on_stays() {
     use BitmapRole::{Checkpoint, Increment, Sentinel};
     let bitmaps = vec![
         bitmap(&name(1, 1, Checkpoint)),
         bitmap(&name(1, 1, Sentinel)),
-        bitmap(&name(2, 2, Checkpoint)),
-        bitmap(&name(2, 2, Sentinel)),
-        bitmap(&name(3, 3, Checkpoint)),
-        bitmap(&name(3, 3, Sentinel)),
-        bitmap(&name(3, 3, Increment)),
+        bitmap(&name(2, 1, Checkpoint)),
+        bitmap(&name(3, 1, Checkpoint)),
+        bitmap(&name(4, 1, Checkpoint)),
+        bitmap(&name(4, 1, Sentinel)),
+        bitmap(&name(4, 1, Increment)),
     ];
     let other_disk = disk(vec![bitmap(&name(1, 7, Checkpoint)), bitmap(&name(1, 7, Sentinel))]);
     let disks = [disk(bitmaps), other_disk];
-    let repository = REPOSITORY.parse().unwrap();
-    let kept = BTreeSet::from([name(3, 3, Sentinel).parse().unwrap()]);
-    let gone = after_commit(&disks, &repository, &kept, &BTreeSet::new());
-    let gone: Vec<_> = gone.into_iter().map(|bitmap| bitmap.name).collect();
-    let expected = vec![name(1, 1, Checkpoint), name(1, 1, Sentinel), name(2, 2, Sentinel), name(3, 3, Increment)];
-    assert_eq!(gone, expected);
+    // The base is not the newest before it: that one's point may have been lost.
+    let kept = [name(2, 1, Checkpoint), name(1, 1, Sentinel), name(4, 1, Checkpoint), name(4, 1, Sentinel)];
+    let expected = vec![name(1, 1, Checkpoint), name(3, 1, Checkpoint), name(4, 1, Increment)];
+    assert_eq!(committed(&disks, &kept), expected);
+}
+
+#[test]
+fn checkpoints_of_points_that_are_still_to_come_do_not_drive_out_the_runs_own() {
+    use BitmapRole::{Checkpoint, Sentinel};
+    let own = [name(3, 2, Checkpoint), name(3, 2, Sentinel)];
+    let theirs = [name(8, 1, Checkpoint), name(9, 1, Checkpoint), name(8, 1, Sentinel)];
+    let disks = [disk(theirs.iter().chain(&own).map(|name| bitmap(name)).collect())];
+    assert_eq!(committed(&disks, &own), theirs);
+}
+
+fn committed(disks: &[DiskFacts], kept: &[String]) -> Vec<String> {
+    let kept = kept.iter().map(|name| name.parse().unwrap()).collect();
+    let gone = after_commit(disks, &REPOSITORY.parse().unwrap(), &kept, &BTreeSet::new());
+    gone.into_iter().map(|bitmap| bitmap.name).collect()
 }
 
 #[test]

@@ -92,17 +92,18 @@ impl Run<'_> {
             self.lenient(client, "Removing an increment's bitmap", &remove).await?;
         }
         let guest = inspect(client).await?;
-        let sentinels = record
+        let kept = record
             .disks
             .iter()
             .flat_map(|disk| {
-                let made = record.bitmap(disk, BitmapRole::Sentinel);
-                [Some(made), disk.base().map(|base| base.sentinel.clone())].into_iter().flatten()
+                let made = [BitmapRole::Checkpoint, BitmapRole::Sentinel].map(|role| record.bitmap(disk, role));
+                let built_on = disk.base().map(|base| [base.checkpoint.clone(), base.sentinel.clone()]);
+                made.into_iter().chain(built_on.into_iter().flatten())
             })
             .collect();
         let own = record.request.guest.uuid.clone();
         let in_flight = self.journal(move |journal| journal.in_flight(Some(&own))).await?;
-        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &sentinels, &in_flight) {
+        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &kept, &in_flight) {
             let act = format!("Removing bitmap {}", bitmap.name);
             self.try_to_remove(client, &act, &BlockDirtyBitmapRemove(bitmap)).await?;
         }
