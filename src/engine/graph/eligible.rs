@@ -11,7 +11,7 @@ pub enum Ineligible {
     Cdrom,
     /// A floppy drive.
     Floppy,
-    /// A drive with nothing in it.
+    /// A drive with nothing in it, or a disk of no bytes, such as one that is yet to be grown.
     Empty,
     /// Open for reading only: nothing of the guest's is in it.
     ReadOnly,
@@ -83,6 +83,10 @@ pub(super) fn refusal(
     }
     if below.iter().any(|node| node.drv == "vvfat") {
         return Some(Ineligible::Synthetic);
+    }
+    // QEMU takes no bitmap of such a node from an image (measured on 7.2 and 10.0).
+    if format.image.virtual_size == 0 {
+        return Some(Ineligible::Empty);
     }
     if top.ro || format.ro {
         return Some(Ineligible::ReadOnly);

@@ -109,6 +109,24 @@ fn pass_through_vhost_user_and_synthetic_disks_are_refused() {
 }
 
 #[test]
+fn a_disk_of_no_bytes_is_empty() {
+    let of_size = |size: u64| {
+        disk(
+            |capture| {
+                for node in capture["nodes"].as_array_mut().unwrap() {
+                    if node["node-name"] == "n-a" {
+                        node["image"]["virtual-size"] = json!(size);
+                    }
+                }
+            },
+            "disk0",
+        )
+        .ineligible
+    };
+    assert_eq!((of_size(0), of_size(512)), (Some(Ineligible::Empty), None));
+}
+
+#[test]
 fn units_of_one_device_go_by_their_paths() {
     let names: Vec<_> = disks(&captured(|capture| {
         for device in capture["devices"].as_array_mut().unwrap() {
