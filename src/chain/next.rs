@@ -63,7 +63,7 @@ pub enum TypeReason {
     ChainBroken,
     /// The disk was made smaller since, even if it has grown again.
     DiskShrunk,
-    /// Somebody's snapshot: the bitmaps are on a layer below the one that is written now.
+    /// Somebody's snapshot: the bitmaps of the guest's points are on a layer below the one that is written now.
     ActiveLayerChanged,
     /// The image's format keeps no bitmaps over a restart of QEMU.
     NotSupportedByFormat,
@@ -180,6 +180,11 @@ fn is_known(disk: &Candidate<'_>, graph: &Graph) -> bool {
     graph.points().iter().any(|point| point.disk(disk.name).is_some_and(|disk| !disk.copy))
 }
 
+fn has_lineage(graph: &Graph, lineage: &LineageId) -> bool {
+    let mut disks = graph.points().iter().flat_map(|point| &point.disks);
+    disks.any(|disk| disk.lineage == *lineage && !disk.copy)
+}
+
 /// The newest checkpoint from which an increment is exact, or what is wrong with the newest one.
 fn base(disk: &Candidate<'_>, shared: &BTreeSet<LineageId>, graph: &Graph) -> Result<(Base, TypeReason), TypeReason> {
     let mut checkpoints: Vec<_> = disk.bitmaps.iter().filter(|b| b.name.role == BitmapRole::Checkpoint).collect();
@@ -193,8 +198,10 @@ fn base(disk: &Candidate<'_>, shared: &BTreeSet<LineageId>, graph: &Graph) -> Re
         }
     }
     Err(newest_is.unwrap_or_else(|| match () {
-        () if !disk.below.is_empty() => TypeReason::ActiveLayerChanged,
+        () if disk.below.iter().any(|lineage| has_lineage(graph, lineage)) => TypeReason::ActiveLayerChanged,
         () if !is_known(disk, graph) => TypeReason::FirstBackup,
+        // A clone of an image that is, or was, backed up as another guest's disk.
+        () if !disk.below.is_empty() => TypeReason::BaseNotInRepository,
         () if disk.persistent => TypeReason::BitmapMissing,
         () => TypeReason::NotSupportedByFormat,
     }))

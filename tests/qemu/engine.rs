@@ -9,6 +9,7 @@ mod increments;
 mod load;
 mod migration;
 mod mistake;
+mod origins;
 mod overlays;
 mod replies;
 mod staged;

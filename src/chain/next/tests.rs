@@ -164,6 +164,21 @@ fn what_was_asked_for_is_done_or_refused_with_the_reason() {
     let increment = Ok((BackupType::Incremental, TypeReason::CheckpointFound));
     assert_eq!(choose(RequestedType::Incremental, &disk(), points()), increment);
     assert_eq!(choose(RequestedType::Incremental, &disk(), vec![]), Err(TypeReason::BaseNotInRepository));
+#[test]
+fn a_clone_of_another_guests_image_is_not_taken_for_a_snapshot() {
+    let mut clone = disk();
+    clone.bitmaps.clear();
+    clone.below = BTreeSet::from([lineage(2)]);
+    assert_eq!(full_because(&clone, vec![]), TypeReason::FirstBackup);
+    assert_eq!(full_because(&clone, points()), TypeReason::BaseNotInRepository, "it took the place of a known disk");
+    let other = "other".parse().unwrap();
+    clone.name = &other;
+    assert_eq!(full_because(&clone, points()), TypeReason::FirstBackup);
+    // One of the guest's own, which was given to another device too.
+    clone.below = BTreeSet::from([lineage(1)]);
+    assert_eq!(full_because(&clone, points()), TypeReason::ActiveLayerChanged);
+}
+
 }
 
 #[test]

@@ -68,12 +68,16 @@ impl Host {
     }
 
     pub(super) fn engine(&self) -> Engine {
+        self.engine_by(clock::system())
+    }
+
+    pub(super) fn engine_by(&self, clock: clock::Clock) -> Engine {
         let settings = Settings {
             state: self.folder.path().join("state"),
             locks: self.folder.path().join("locks"),
             roots: self.roots(),
             tool: self.tool(),
-            clock: clock::system(),
+            clock,
             reserve_bytes: MIB,
             scratch: self.scratch.clone(),
         };
