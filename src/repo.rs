@@ -9,6 +9,7 @@ pub mod digests;
 mod error;
 mod image;
 pub mod layout;
+mod links;
 mod lock;
 pub mod manifest;
 mod read;

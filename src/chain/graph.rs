@@ -5,11 +5,16 @@ use std::collections::{HashMap, HashSet};
 use super::point::{Parent, Point, PointDisk};
 use crate::ids::{DiskName, PointId};
 
+/// What is wrong with stored images: a sentence for a disk of a point.
+pub type Damage = HashMap<(PointId, DiskName), String>;
+
 /// The points of one guest, ready to be asked for chains.
 #[derive(Debug, Clone)]
 pub struct Graph {
     points: Vec<Point>,
     index: HashMap<PointId, usize>,
+    damage: Damage,
+    disputed: HashSet<PointId>,
 }
 
 /// One link of a chain.
@@ -64,6 +69,16 @@ pub enum Break {
         /// What it continues.
         parent: PointId,
     },
+    /// The image is not the one that was stored.
+    #[error("Disk {disk} of point {point} is not stored as its manifest says: {why}")]
+    NotAsStored {
+        /// The point.
+        point: PointId,
+        /// The disk.
+        disk: DiskName,
+        /// What is wrong.
+        why: String,
+    },
     /// The parents lead round in a circle.
     #[error("The parents of point {point} lead back to it")]
     Circle {
@@ -81,6 +96,7 @@ impl Break {
             Self::ParentMissing { .. } => "ParentMissing",
             Self::ParentChanged { .. } => "ParentChanged",
             Self::LineageChanged { .. } => "LineageChanged",
+            Self::NotAsStored { .. } => "ImageNotAsStored",
             Self::Circle { .. } => "ChainCircular",
         }
     }
@@ -90,8 +106,24 @@ impl Graph {
     /// The graph of a guest's points, given in any order.
     pub fn new(mut points: Vec<Point>) -> Self {
         points.sort_by(|a, b| (a.sequence, &a.id).cmp(&(b.sequence, &b.id)));
-        let index = points.iter().enumerate().map(|(at, point)| (point.id.clone(), at)).collect();
-        Self { points, index }
+        let index: HashMap<_, _> = points.iter().enumerate().map(|(at, point)| (point.id.clone(), at)).collect();
+        let parents = points.iter().flat_map(|point| &point.disks).filter_map(|disk| disk.parent.as_ref());
+        let is_another = |parent: &&Parent| {
+            index.get(&parent.point).is_some_and(|&at| points[at].identity_digest != parent.identity_digest)
+        };
+        let disputed = parents.filter(is_another).map(|parent| parent.point.clone()).collect();
+        Self { points, index, damage: Damage::new(), disputed }
+    }
+
+    /// The same with what is wrong with images: chains break there.
+    #[must_use]
+    pub fn with_damage(self, damage: Damage) -> Self {
+        Self { damage, ..self }
+    }
+
+    /// What is wrong with images, as far as anybody has looked.
+    pub fn damage(&self) -> &Damage {
+        &self.damage
     }
 
     /// The points, oldest first.
@@ -102,6 +134,11 @@ impl Graph {
     /// The point of that id.
     pub fn point(&self, id: &PointId) -> Option<&Point> {
         self.index.get(id).map(|&at| &self.points[at])
+    }
+
+    /// Whether some point knows this one, which it continues, as another.
+    pub fn is_disputed(&self, point: &Point) -> bool {
+        self.disputed.contains(&point.id)
     }
 
     /// The chain of one disk: the point itself first, the full that it rests on last.
@@ -126,7 +163,15 @@ impl Graph {
     fn link(&self, point: &PointId, disk: &DiskName) -> Result<Link<'_>, Break> {
         let found = self.point(point).ok_or_else(|| Break::NoSuchPoint { point: point.clone() })?;
         let disk = found.disk(disk).ok_or_else(|| Break::NoSuchDisk { point: point.clone(), disk: disk.clone() })?;
-        Ok(Link { point: found, disk })
+        self.whole(Link { point: found, disk })
+    }
+
+    fn whole<'a>(&self, link: Link<'a>) -> Result<Link<'a>, Break> {
+        let Link { point: Point { id: point, .. }, disk: PointDisk { name: disk, .. } } = link;
+        match self.damage.get(&(point.clone(), disk.clone())) {
+            None => Ok(link),
+            Some(why) => Err(Break::NotAsStored { point: point.clone(), disk: disk.clone(), why: why.clone() }),
+        }
     }
 
     fn follow(&self, child: Link<'_>, parent: &Parent) -> Result<Link<'_>, Break> {
@@ -143,7 +188,7 @@ impl Graph {
         if disk.lineage != child.disk.lineage {
             return Err(Break::LineageChanged { child: from, disk: child.disk.name.clone(), parent: to });
         }
-        Ok(Link { point, disk })
+        self.whole(Link { point, disk })
     }
 }
 

@@ -59,7 +59,7 @@ pub enum TypeReason {
     BaseBelongsToAnotherDisk,
     /// The image was copied: several disks have bitmaps of one lineage.
     LineageNotUnique,
-    /// A point that the base builds on is missing, or is another.
+    /// The base or a point that it builds on is missing or another, or an image of theirs is not as it was stored.
     ChainBroken,
     /// The disk was made smaller since, even if it has grown again.
     DiskShrunk,
@@ -231,7 +231,10 @@ fn base_at(
     // By lineage and not by name: a disk that was moved to another device goes on with what is its own.
     let stored = point.disks.iter().find(|stored| stored.lineage == *lineage && !stored.copy);
     let stored = stored.ok_or(TypeReason::BaseBelongsToAnotherDisk)?;
-    graph.chain(&point.id, &stored.name).map_err(|_| TypeReason::ChainBroken)?;
+    let chain = graph.chain(&point.id, &stored.name).map_err(|_| TypeReason::ChainBroken)?;
+    if chain.iter().any(|link| graph.is_disputed(link.point)) {
+        return Err(TypeReason::ChainBroken);
+    }
     let sentinel = sentinel(disk, lineage, &point.id)?;
     if disk.virtual_size < stored.virtual_size {
         return Err(TypeReason::DiskShrunk);

@@ -10,10 +10,9 @@ use super::{
 use crate::{
     chain::{
         graph::Graph,
-        next::{self, Bitmap, Candidate, Choice, TypeReason},
-        point::Point,
+        next::{self, Bitmap, Candidate, Choice, RequestedType, TypeReason},
     },
-    ids::{BitmapName, DiskName, GuestId, LineageId, RepositoryId},
+    ids::{BitmapName, BitmapRole, DiskName, GuestId, LineageId, PointId, RepositoryId},
     retry::Retry,
 };
 
@@ -114,8 +113,9 @@ impl Refusal {
     }
 }
 
-/// The disks of the run. `points` are the guest's in the repository.
-pub fn choose(request: &BackupRequest, guest: &GuestFacts, points: &[Point]) -> Result<Vec<Chosen>, Refusal> {
+/// The disks of the run. `graph` holds the guest's points in the repository, and what is wrong with those that `bases`
+/// gives.
+pub fn choose(request: &BackupRequest, guest: &GuestFacts, graph: &Graph) -> Result<Vec<Chosen>, Refusal> {
     if let Some(found) = &guest.uuid
         && *found != request.guest.uuid
     {
@@ -134,11 +134,10 @@ pub fn choose(request: &BackupRequest, guest: &GuestFacts, points: &[Point]) -> 
     }
     let repository = &request.repository.id;
     let shared = shared_lineages(&guest.disks, repository);
-    let graph = Graph::new(points.to_vec());
     disks
         .into_iter()
         .map(|disk| {
-            let choice = next::choose(request.kind, &candidate(disk, repository), &shared, &graph);
+            let choice = next::choose(request.kind, &candidate(disk, repository), &shared, graph);
             Ok(Chosen {
                 name: disk.name.clone(),
                 node: disk.node_name.clone(),
@@ -146,6 +145,22 @@ pub fn choose(request: &BackupRequest, guest: &GuestFacts, points: &[Point]) -> 
                 persistent: disk.persistent_bitmaps,
                 choice: choice.map_err(|reason| Refusal::IncrementalImpossible { disk: disk.name.clone(), reason })?,
             })
+        })
+        .collect()
+}
+
+/// The disks of points that an increment of this request could continue, by the bitmaps on the guest's disks: what is
+/// stored of them has to be whole.
+pub fn bases(request: &BackupRequest, disks: &[DiskFacts], graph: &Graph) -> Vec<(PointId, DiskName)> {
+    if matches!(request.kind, RequestedType::Full | RequestedType::Copy) {
+        return Vec::new();
+    }
+    let bitmaps = disks.iter().flat_map(|disk| candidate(disk, &request.repository.id).bitmaps);
+    bitmaps
+        .filter(|bitmap| bitmap.name.role == BitmapRole::Checkpoint)
+        .filter_map(|Bitmap { name, .. }| {
+            let stored = graph.point(&name.point)?.disks.iter().find(|disk| disk.lineage == name.lineage)?;
+            Some((name.point, stored.name.clone()))
         })
         .collect()
 }

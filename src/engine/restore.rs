@@ -23,8 +23,7 @@ use target::Target;
 use crate::{
     chain::graph::{Graph, Link},
     ids::{DiskName, GuestId, PointId},
-    qcow2::header::Header,
-    repo::{Manifest, RepoError, Repository},
+    repo::{Manifest, Repository},
 };
 pub use crate::{qcow2::tool::Format, repo::Roots as RestoreRoots};
 
@@ -186,7 +185,7 @@ fn prepare<'a>(
         let chain = graph.chain(&request.point, disk).map_err(broken)?;
         let images = chain
             .iter()
-            .map(|link| open_image(repository, &request.guest, *link))
+            .map(|link| repository.open_link(&request.guest, *link))
             .collect::<Result<_, _>>()
             .map_err(|source| RestoreError::Repository { source })?;
         let target = Target::prepare(repository, roots, path, request)?;
@@ -194,21 +193,6 @@ fn prepare<'a>(
         works.push(Work { disk, virtual_size, chain, images, target });
     }
     Ok(works)
-}
-
-/// Opens one link's image and looks whether it is the one of the manifest, as far as its size and header tell.
-fn open_image(repository: &Repository, guest: &GuestId, link: Link<'_>) -> Result<File, RepoError> {
-    let image = repository.image(guest, &link.point.id, &link.disk.name)?;
-    let path = repository.image_path(guest, &link.point.id, &link.disk.name);
-    let length = image.metadata().map_or(0, |metadata| metadata.len());
-    if length != link.disk.bytes {
-        let why = format!("it has {length} bytes, the manifest says {}", link.disk.bytes);
-        return Err(RepoError::File { path, why });
-    }
-    Header::read(&image)
-        .and_then(|header| header.expect_stored(link.disk.virtual_size))
-        .map_err(|source| RepoError::Header { path, source })?;
-    Ok(image)
 }
 
 fn copy(

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     chain::{
         finding::{Finding, Kind, Severity},
-        graph::Graph,
+        graph::{Break, Graph},
     },
     ids::{GuestId, PointId},
     qcow2::{CLUSTER, header::Header, map::Map},
@@ -65,7 +65,7 @@ pub fn verify(
             }
             Err(error) => return Err(error),
         };
-        let graph = graph_of(&scan.points);
+        let graph = look_at_images(repository, &guest, &scan, asked, &mut findings);
         findings.extend(of_folder(&guest, &scan).filter(|finding| finding.point.as_ref().is_none_or(asked)));
         let points = scan.points.into_iter().filter(|stored| asked(&stored.manifest.identity.point)).collect();
         chosen.push((guest, graph, points));
@@ -96,8 +96,11 @@ pub fn verify(
                 progress(CheckProgress { point: point.clone(), done, total });
             };
             let mut found = Vec::new();
-            if let Err(broken) = graph.chain(point, &identity.name) {
-                found.push(Finding::new(Severity::Damage, Kind::ChainBroken, broken.to_string()));
+            match graph.chain(point, &identity.name) {
+                Ok(_) => {}
+                // Of its own image more is said below.
+                Err(Break::NotAsStored { point: own, .. }) if own == *point => {}
+                Err(broken) => found.push(Finding::new(Severity::Damage, Kind::ChainBroken, broken.to_string())),
             }
             let subject = Subject { repository, guest, point, identity, disk, cancel };
             subject.verify(&mut read, &mut found);
@@ -114,6 +117,24 @@ pub fn verify(
         }
     }
     Ok(findings)
+}
+
+/// The guest's chains, broken where an image that a chosen point builds on is not as it was stored.
+fn look_at_images(
+    repository: &Repository,
+    guest: &GuestId,
+    scan: &Scan,
+    asked: impl Fn(&PointId) -> bool,
+    findings: &mut Vec<Finding>,
+) -> Graph {
+    let disks_of_chosen = |graph: &Graph| {
+        let chosen = graph.points().iter().filter(|point| asked(&point.id));
+        chosen.flat_map(|point| point.disks.iter().map(|disk| (point.id.clone(), disk.name.clone()))).collect()
+    };
+    repository.graph_with_damage(guest, scan, disks_of_chosen).unwrap_or_else(|error| {
+        findings.push(Finding::new(Severity::Damage, Kind::Unchecked, sentence(&error)).guest(guest));
+        graph_of(&scan.points)
+    })
 }
 
 /// What is wrong with a copy of the firmware's variables.

@@ -185,33 +185,7 @@ impl<R: ReadAt> Table<R> {
     /// # Errors
     /// When it cannot be read, is of a newer version, or contradicts itself or its length.
     pub fn open(bytes: R, length: u64) -> Result<Self, TableError> {
-        let malformed = |why| Err(TableError::Malformed { why });
-        if length < HEAD + FOOT {
-            return malformed("it is too short");
-        }
-        let mut head = [0; 32];
-        let mut foot = [0; 24];
-        read(&bytes, &mut head, 0)?;
-        read(&bytes, &mut foot, length - FOOT)?;
-        if head[..8] != *MAGIC || foot[16..] != *END {
-            return malformed("its first or last bytes are another file's");
-        }
-        let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-        if version != VERSION {
-            return Err(TableError::TooNew { version });
-        }
-        if u64::from(u32::from_le_bytes([head[12], head[13], head[14], head[15]])) != CLUSTER {
-            return malformed("its clusters are not of 64 KiB");
-        }
-        let virtual_size = le64(&head, 16);
-        let (extents, digests) = (le64(&foot, 0), le64(&foot, 8));
-        let expected = extents
-            .checked_mul(EXTENT)
-            .zip(digests.checked_mul(DIGEST))
-            .and_then(|(extents, digests)| extents.checked_add(digests)?.checked_add(HEAD + FOOT));
-        if expected != Some(length) {
-            return malformed("its length does not fit its numbers");
-        }
+        let Ends { virtual_size, extents, digests } = Ends::read(&bytes, length)?;
         let mut list = vec![0; usize::try_from(extents * EXTENT).unwrap_or(usize::MAX)];
         read(&bytes, &mut list, HEAD + digests * DIGEST)?;
         let extents = parse_extents(&list, virtual_size.div_ceil(CLUSTER), digests)?;
@@ -263,6 +237,53 @@ impl<R: ReadAt> Table<R> {
         let mut digest = [0; 32];
         digest.copy_from_slice(&self.window.1[at..at + 32]);
         Ok(digest)
+    }
+}
+
+/// Virtual size in bytes of the disk of a table, whose ends and length are those of one.
+///
+/// # Errors
+/// When it cannot be read, is of a newer version, or contradicts its length.
+pub fn virtual_size(bytes: &impl ReadAt, length: u64) -> Result<u64, TableError> {
+    Ok(Ends::read(bytes, length)?.virtual_size)
+}
+
+/// What head and foot say.
+struct Ends {
+    virtual_size: u64,
+    extents: u64,
+    digests: u64,
+}
+
+impl Ends {
+    fn read(bytes: &impl ReadAt, length: u64) -> Result<Self, TableError> {
+        let malformed = |why| Err(TableError::Malformed { why });
+        if length < HEAD + FOOT {
+            return malformed("it is too short");
+        }
+        let mut head = [0; 32];
+        let mut foot = [0; 24];
+        read(bytes, &mut head, 0)?;
+        read(bytes, &mut foot, length - FOOT)?;
+        if head[..8] != *MAGIC || foot[16..] != *END {
+            return malformed("its first or last bytes are another file's");
+        }
+        let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+        if version != VERSION {
+            return Err(TableError::TooNew { version });
+        }
+        if u64::from(u32::from_le_bytes([head[12], head[13], head[14], head[15]])) != CLUSTER {
+            return malformed("its clusters are not of 64 KiB");
+        }
+        let (extents, digests) = (le64(&foot, 0), le64(&foot, 8));
+        let expected = extents
+            .checked_mul(EXTENT)
+            .zip(digests.checked_mul(DIGEST))
+            .and_then(|(extents, digests)| extents.checked_add(digests)?.checked_add(HEAD + FOOT));
+        if expected != Some(length) {
+            return malformed("its length does not fit its numbers");
+        }
+        Ok(Self { virtual_size: le64(&head, 16), extents, digests })
     }
 }
 

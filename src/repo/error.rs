@@ -144,8 +144,8 @@ pub enum RepoError {
         /// Who asked.
         asked: String,
     },
-    /// A parent is gone or is another point now.
-    #[error("Disk {disk} of point {point} continues point {parent}, which is no longer there as it was")]
+    /// A parent is gone or is another point now, or its image, or one that it builds on, is not as it was stored.
+    #[error("Disk {disk} of point {point} continues point {parent}, which is no longer there as it was: {why}")]
     ParentGone {
         /// The point.
         point: PointId,
@@ -153,6 +153,8 @@ pub enum RepoError {
         disk: DiskName,
         /// What it continues.
         parent: PointId,
+        /// What is missing or differs.
+        why: String,
     },
     /// An image or table is missing, or has another size.
     #[error("File {path:?} is not as it should be: {why}")]

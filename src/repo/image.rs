@@ -1,12 +1,12 @@
 //! A disk's image that QEMU writes, in whatever folder it stands: the point's own, or the one where it is staged.
 
-use std::{fs::File, os::fd::AsFd};
+use std::{fs::File, os::fd::AsFd, path::Path};
 
 use rustix::fs::FallocateFlags;
 
 use super::{
     RepoError, layout,
-    store::{Act, Folder},
+    store::{Act, Folder, StoreError},
 };
 use crate::{
     ids::DiskName,
@@ -39,6 +39,19 @@ pub(super) fn create(
 pub(super) fn reserve(folder: &Folder, disk: &DiskName, reserve_bytes: u64) -> Result<(), RepoError> {
     let name = layout::image(disk);
     allocate(folder, &name, &open(folder, &name, true)?, reserve_bytes)
+}
+
+/// Fails unless an image, which people know as `path`, has that length and is of the shape of a stored one.
+pub(super) fn expect(image: &File, path: &Path, bytes: u64, virtual_size: u64) -> Result<(), RepoError> {
+    let failed = |source| StoreError { act: Act::Read, path: path.to_owned(), source };
+    let length = image.metadata().map_err(failed)?.len();
+    if length != bytes {
+        let why = format!("it has {length} bytes, the manifest says {bytes}");
+        return Err(RepoError::File { path: path.to_owned(), why });
+    }
+    Header::read(image)
+        .and_then(|header| header.expect_stored(virtual_size))
+        .map_err(|source| RepoError::Header { path: path.to_owned(), source })
 }
 
 /// A file that has to be there.

@@ -11,9 +11,10 @@ use super::{
     store::{Act, Folder},
 };
 use crate::{
-    chain::point::Parent,
+    chain::{graph::Graph, point::Parent},
     ids::{DiskName, GuestId, PointId},
-    qcow2::header::Header,
+    retry::Retry,
+    sentence::sentence,
 };
 
 /// A point that has no manifest yet.
@@ -241,17 +242,29 @@ impl PartialPoint {
         let graph = graph_of(&points);
         for disk in &manifest.identity.disks {
             let Some(parent) = &disk.parent else { continue };
-            let found = graph.point(&parent.point);
-            let same = found.is_some_and(|point| point.identity_digest == parent.identity_digest);
-            if !same || graph.chain(&parent.point, &parent.disk).is_err() {
-                return Err(RepoError::ParentGone {
-                    point: self.point.clone(),
-                    disk: disk.name.clone(),
-                    parent: parent.point.clone(),
-                });
+            match self.check_parent(parent, &graph, &points) {
+                Err(error) if error.retry() == Retry::OnChange => {
+                    return Err(RepoError::ParentGone {
+                        point: self.point.clone(),
+                        disk: disk.name.clone(),
+                        parent: parent.point.clone(),
+                        why: sentence(&error),
+                    });
+                }
+                done => done?,
             }
         }
         Ok(())
+    }
+
+    /// The parent must be the point that it was, and it and all that it rests on be stored as their manifests say.
+    fn check_parent(&self, parent: &Parent, graph: &Graph, points: &[StoredPoint]) -> Result<(), RepoError> {
+        let found = graph.point(&parent.point);
+        let same = found.is_some_and(|point| point.identity_digest == parent.identity_digest);
+        let chain = graph.chain(&parent.point, &parent.disk).ok().filter(|_| same);
+        let gone = || RepoError::NoSuchPoint { guest: self.guest.clone(), point: parent.point.clone() };
+        let mut links = chain.ok_or_else(gone)?.into_iter();
+        links.try_for_each(|link| self.repository.check_link(&self.guest, link, points))
     }
 
     /// Images and tables must be what the manifest says of them.
@@ -265,13 +278,7 @@ impl PartialPoint {
         for disk in &manifest.identity.disks {
             let Some(stored) = manifest.stored(&disk.name) else { continue };
             let image = self.open(&stored.file, false)?;
-            let bytes = image.metadata().map_err(|source| self.folder.error(Act::Read, &stored.file, source))?.len();
-            if bytes != stored.bytes {
-                return Err(wrong(&stored.file, format!("it has {bytes} bytes, the manifest says {}", stored.bytes)));
-            }
-            Header::read(&image)
-                .and_then(|header| header.expect_stored(disk.virtual_size))
-                .map_err(|source| RepoError::Header { path: self.folder.path().join(&stored.file), source })?;
+            image::expect(&image, &self.folder.path().join(&stored.file), stored.bytes, disk.virtual_size)?;
             let table = self.open(&stored.table, false)?;
             let digest = seal::file_digest(table, &AtomicBool::new(false))
                 .map_err(|source| self.folder.error(Act::Read, &stored.table, source))?;

@@ -6,5 +6,6 @@ mod harm;
 mod host;
 mod kept;
 mod order;
+mod parents;
 mod scenarios;
 mod scratch;

@@ -91,6 +91,26 @@ fn the_older_checkpoint_is_the_base_when_the_newest_point_is_lost() {
 }
 
 #[test]
+fn a_chain_with_an_image_that_is_not_as_it_was_stored_is_not_continued() {
+    let damaged = |n: u64| {
+        let damage = [((id(n), "disk0".parse().unwrap()), "it is missing".to_owned())].into();
+        let graph = Graph::new(points()).with_damage(damage);
+        let choice = choose(RequestedType::Auto, &disk(), &BTreeSet::new(), &graph).unwrap();
+        (choice.reason, choice.base.map(|base| base.parent.point))
+    };
+    assert_eq!(damaged(3), (TypeReason::OlderCheckpointFound, Some(id(2))));
+    assert_eq!(damaged(2), (TypeReason::ChainBroken, None));
+    assert_eq!(damaged(1), (TypeReason::ChainBroken, None));
+}
+
+#[test]
+fn a_point_that_its_child_knows_as_another_is_not_continued() {
+    let mut changed = points();
+    changed[1].identity_digest = "another".into();
+    assert_eq!(full_because(&disk(), changed), TypeReason::ChainBroken);
+}
+
+#[test]
 fn a_disk_under_another_name_goes_on_with_its_lineage() {
     let mut moved = disk();
     let other = "other".parse().unwrap();
@@ -145,6 +165,21 @@ fn every_full_says_why() {
 }
 
 #[test]
+fn a_clone_of_another_guests_image_is_not_taken_for_a_snapshot() {
+    let mut clone = disk();
+    clone.bitmaps.clear();
+    clone.below = BTreeSet::from([lineage(2)]);
+    assert_eq!(full_because(&clone, vec![]), TypeReason::FirstBackup);
+    assert_eq!(full_because(&clone, points()), TypeReason::BaseNotInRepository, "it took the place of a known disk");
+    let other = "other".parse().unwrap();
+    clone.name = &other;
+    assert_eq!(full_because(&clone, points()), TypeReason::FirstBackup);
+    // One of the guest's own, which was given to another device too.
+    clone.below = BTreeSet::from([lineage(1)]);
+    assert_eq!(full_because(&clone, points()), TypeReason::ActiveLayerChanged);
+}
+
+#[test]
 fn a_lineage_of_two_disks_is_nobodys() {
     let shared = BTreeSet::from([lineage(1)]);
     let choice = choose(RequestedType::Auto, &disk(), &shared, &Graph::new(points())).unwrap();
@@ -164,21 +199,6 @@ fn what_was_asked_for_is_done_or_refused_with_the_reason() {
     let increment = Ok((BackupType::Incremental, TypeReason::CheckpointFound));
     assert_eq!(choose(RequestedType::Incremental, &disk(), points()), increment);
     assert_eq!(choose(RequestedType::Incremental, &disk(), vec![]), Err(TypeReason::BaseNotInRepository));
-#[test]
-fn a_clone_of_another_guests_image_is_not_taken_for_a_snapshot() {
-    let mut clone = disk();
-    clone.bitmaps.clear();
-    clone.below = BTreeSet::from([lineage(2)]);
-    assert_eq!(full_because(&clone, vec![]), TypeReason::FirstBackup);
-    assert_eq!(full_because(&clone, points()), TypeReason::BaseNotInRepository, "it took the place of a known disk");
-    let other = "other".parse().unwrap();
-    clone.name = &other;
-    assert_eq!(full_because(&clone, points()), TypeReason::FirstBackup);
-    // One of the guest's own, which was given to another device too.
-    clone.below = BTreeSet::from([lineage(1)]);
-    assert_eq!(full_because(&clone, points()), TypeReason::ActiveLayerChanged);
-}
-
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn guest(disks: Vec<DiskFacts>) -> GuestFacts {
 }
 
 fn names(request: &BackupRequest, guest: &GuestFacts) -> Result<Vec<String>, &'static str> {
-    let chosen = choose(request, guest, &[]).map_err(|refusal| refusal.reason())?;
+    let chosen = choose(request, guest, &Graph::new(vec![])).map_err(|refusal| refusal.reason())?;
     Ok(chosen.into_iter().map(|disk| disk.name.to_string()).collect())
 }
 
@@ -85,7 +85,7 @@ fn each_refusal_has_its_word_and_names_the_thing() {
         (request(), stranger, "WrongGuest", "666666666666", Retry::OnChange),
         (request(), busy, "ForeignJob", "mirror-1", Retry::Backoff),
     ] {
-        let refusal = choose(&request, &guest, &[]).unwrap_err();
+        let refusal = choose(&request, &guest, &Graph::new(vec![])).unwrap_err();
         assert_eq!((refusal.reason(), refusal.retry()), (reason, retry));
         assert!(refusal.to_string().contains(named), "{refusal}");
     }

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 
 use super::{Done, EngineError, Run, fleece::device_of, follow::is_migrating, scratch::Shares};
 use crate::{
+    chain::graph::Graph,
     engine::{
-        choose::{Refusal, choose},
+        choose::{Refusal, bases, choose},
         definition,
         graph::{DiskFacts, GuestFacts, Ineligible, PowerState, inspect},
         journal::{Record, RecordDisk, RecordVariables, State},
@@ -65,8 +66,8 @@ impl Run<'_> {
         if migration.status.is_some_and(|status| is_migrating(&status)) {
             return Err(EngineError::Refused(Refusal::Migrating).into());
         }
-        let points: Vec<_> = scan.points.iter().map(|point| point.manifest.point()).collect();
-        let chosen = choose(request, &guest, &points).map_err(EngineError::Refused)?;
+        let (scan, graph) = self.look_at_chains(request, &guest.disks, scan).await?;
+        let chosen = choose(request, &guest, &graph).map_err(EngineError::Refused)?;
         self.remove_leftovers(&client, request, &guest.disks, &scan).await?;
         self.discard_leftover_staging(&request.guest.uuid).await?;
         let readable = client.process().filter(|_| client.file_system() == FileSystem::Host);
@@ -136,6 +137,26 @@ impl Run<'_> {
             let scan = store.repository.scan(&guest.uuid)?;
             scan.check_namespace(&guest.uuid, &guest.namespace)?;
             Ok((store.repository.space()?, scan))
+        })
+        .await
+    }
+
+    /// The guest's points, with what is found wrong with the images that an increment of these disks would be put on.
+    async fn look_at_chains(
+        &mut self,
+        request: &BackupRequest,
+        disks: &[DiskFacts],
+        scan: Scan,
+    ) -> Done<(Scan, Graph)> {
+        let store = self.store(request).await?;
+        let (request, disks) = (request.clone(), disks.to_vec());
+        self.blocking("scan", "Reading the repository", move || {
+            let guest = &request.guest.uuid;
+            let graph = store.repository.graph_with_damage(guest, &scan, |graph| bases(&request, &disks, graph))?;
+            for ((point, disk), why) in graph.damage() {
+                tracing::warn!(%guest, %point, %disk, "No increment is put on a damaged image: {why}");
+            }
+            Ok((scan, graph))
         })
         .await
     }

@@ -247,3 +247,16 @@ fn a_missing_parent_is_found_at_its_child() {
     assert_eq!(kinds(&findings), [Kind::ChainBroken]);
     assert_eq!(findings[0].point, Some(point_id(2)));
 }
+
+#[test]
+fn a_damaged_parent_is_found_at_itself_and_at_its_child() {
+    let (place, repository) = place_with_point();
+    let base = repository.point(&guest(), &point_id(1)).unwrap().unwrap();
+    commit(&place, &repository, 2, (1 << 20) + 512, Some(&base), &["write -P 2 64k 64k".into()]);
+    fs::remove_file(place.point_dir(&point_id(1)).join("disk0.qcow2")).unwrap();
+    let found = |findings: Vec<Finding>| -> Vec<_> { findings.into_iter().map(|f| (f.kind, f.point)).collect() };
+    let child = (Kind::ChainBroken, Some(point_id(2)));
+    assert_eq!(found(verify(&repository)), [(Kind::FileMissing, Some(point_id(1))), child.clone()]);
+    let of_child = check::verify(&repository, None, Some(&point_id(2)), &mut |_| (), &Default::default());
+    assert_eq!(found(of_child.unwrap()), [child]);
+}

@@ -1,0 +1,97 @@
+//! Whether the links of a chain are stored as their manifests say, as far as lengths, headers and the ends of digest
+//! tables tell: what a run asks of all that it builds on. Reading the data again is verification's work.
+
+use std::{collections::HashSet, fs::File};
+
+use super::{
+    RepoError, Repository, Scan, StoredPoint, digests, image,
+    manifest::StoredDisk,
+    read::graph_of,
+    store::{Act, StoreError},
+};
+use crate::{
+    chain::graph::{Damage, Graph, Link},
+    ids::{DiskName, GuestId, PointId},
+    sentence::sentence,
+};
+
+impl Repository {
+    /// Opens one link's image, if it is the one of the manifest as far as its length and header tell.
+    ///
+    /// # Errors
+    /// When it is missing, another one, or cannot be read.
+    pub(crate) fn open_link(&self, guest: &GuestId, link: Link<'_>) -> Result<File, RepoError> {
+        let (point, disk) = (&link.point.id, &link.disk.name);
+        let file = self.image(guest, point, disk)?;
+        image::expect(&file, &self.image_path(guest, point, disk), link.disk.bytes, link.disk.virtual_size)?;
+        Ok(file)
+    }
+
+    /// Fails unless the link's image and digest table are there and of the shape that the manifest gives them. `points`
+    /// are the guest's, in the order of a scan.
+    ///
+    /// # Errors
+    /// `ManifestMismatch` where the manifest gives the disk another size than its table, which never changes. Otherwise
+    /// with what is wrong with the files, or keeps from looking.
+    pub(super) fn check_link(&self, guest: &GuestId, link: Link<'_>, points: &[StoredPoint]) -> Result<(), RepoError> {
+        let (point, expected) = (&link.point.id, link.disk.virtual_size);
+        let at = points.binary_search_by(|stored| {
+            let identity = &stored.manifest.identity;
+            (identity.sequence, &identity.point).cmp(&(link.point.sequence, point))
+        });
+        let stored = at.ok().and_then(|at| points[at].manifest.stored(&link.disk.name));
+        let missing = || RepoError::NoSuchPoint { guest: guest.clone(), point: point.clone() };
+        let size = self.size_by_table(guest, point, stored.ok_or_else(missing)?)?;
+        if size != expected {
+            let why = format!("it gives disk {} {expected} bytes, its digest table {size}", link.disk.name);
+            return Err(RepoError::ManifestMismatch { point: point.clone(), why });
+        }
+        self.open_link(guest, link).map(drop)
+    }
+
+    /// Virtual size in bytes of a disk, as its digest table tells it.
+    fn size_by_table(&self, guest: &GuestId, point: &PointId, stored: &StoredDisk) -> Result<u64, RepoError> {
+        let table = self.table(guest, point, &stored.name, stored.generation)?;
+        let path = self.image_path(guest, point, &stored.name).with_file_name(&stored.table);
+        let failed = |source| StoreError { act: Act::Read, path: path.clone(), source };
+        let length = table.metadata().map_err(failed)?.len();
+        digests::virtual_size(&table, length).map_err(|source| RepoError::Table { path, source })
+    }
+
+    /// A guest's points as a graph of chains, broken where an image that `heads`, disks of points, rest on is not as it was
+    /// stored. One that is there and cannot be read is not, either, and of a manifest that is not whole no disk is.
+    ///
+    /// # Errors
+    /// Where the file system lets nothing be opened.
+    pub(crate) fn graph_with_damage(
+        &self,
+        guest: &GuestId,
+        scan: &Scan,
+        heads: impl FnOnce(&Graph) -> Vec<(PointId, DiskName)>,
+    ) -> Result<Graph, RepoError> {
+        let graph = graph_of(&scan.points);
+        let (mut looked_at, mut damage) = (HashSet::new(), Damage::new());
+        for (point, disk) in heads(&graph) {
+            for link in graph.chain(&point, &disk).into_iter().flatten() {
+                // What is below was looked at with it.
+                if !looked_at.insert((&link.point.id, &link.disk.name)) {
+                    break;
+                }
+                let Err(error) = self.check_link(guest, link, &scan.points) else { continue };
+                if matches!(&error, RepoError::Store(error) if is_of_the_file_system(error)) {
+                    return Err(error);
+                }
+                let whole_point = matches!(error, RepoError::ManifestMismatch { .. });
+                for disk in link.point.disks.iter().filter(|disk| whole_point || disk.name == link.disk.name) {
+                    damage.insert((link.point.id.clone(), disk.name.clone()), sentence(&error));
+                }
+            }
+        }
+        Ok(graph.with_damage(damage))
+    }
+}
+
+/// Whether another try can find the file as it should be. A folder or a link in its place stays one.
+fn is_of_the_file_system(error: &StoreError) -> bool {
+    error.source.raw_os_error().is_some() && error.reason() != "OutsideRoots"
+}
