@@ -4,7 +4,7 @@
 //! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure),
 //! `fleecing` and `data_path` (how the guest is kept from the target, pure), `plan` (what is
 //! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
-//! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `progress` (what is shown).
+//! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `private` (files of one user), `progress` (what is shown).
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
 
@@ -19,6 +19,7 @@ pub mod journal;
 mod lock;
 pub mod orphans;
 pub mod plan;
+mod private;
 pub mod progress;
 pub mod recover;
 pub mod request;

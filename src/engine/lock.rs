@@ -1,9 +1,10 @@
 //! The lock on a guest: a `flock` per UUID in the host's locks folder, held for the whole run by whoever works on the
 //! guest, agent or command. QEMU does not serialise for us: it accepts two backups of one node (measured on 7.2 and
-//! 10.0), so this lock does. The kernel drops it with the process that held it.
+//! 10.0), so this lock does. The kernel drops it with the process that held it. Folder and files are one user's alone: anybody
+//! who may open a file may lock it.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::File,
     io::{self, Read, Seek, Write},
     path::{Path, PathBuf},
     sync::Arc,
@@ -11,7 +12,11 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::private::{own_file, own_folder, writing};
 use crate::ids::GuestId;
+
+/// How much of what a holder has written about itself is read, in bytes.
+const READ: u64 = 256;
 
 /// The lock could not be asked for. A lock that another holds is no error.
 #[derive(Debug, thiserror::Error)]
@@ -50,26 +55,40 @@ pub(super) enum Attempted {
 /// The lock of one guest, freed when the last clone is dropped.
 #[derive(Debug, Clone)]
 pub(super) struct GuestLock {
-    _file: Arc<File>,
+    _held: Arc<Held>,
+}
+
+/// A file that is locked.
+#[derive(Debug)]
+struct Held(File);
+
+impl Drop for Held {
+    /// The name goes before the lock does: whoever locks the file next may write none, and would be taken for this holder.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.set_len(0) {
+            tracing::debug!(%error, "the name of a lock's last holder stays in it");
+        }
+    }
 }
 
 /// Tries to lock `guest` for `holder` (a run's name, shown to whoever waits); never waits.
 pub(super) fn try_lock(folder: &Path, guest: &GuestId, holder: &str) -> Result<Attempted, LockError> {
     let path = folder.join(format!("{guest}.lock"));
     let attempt = || -> io::Result<Attempted> {
-        fs::create_dir_all(folder)?;
-        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        own_folder(folder)?;
+        let mut file = writing().read(true).truncate(false).open(&path)?;
+        own_file(&file)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 file.set_len(0)?;
                 file.rewind()?;
                 file.write_all(holder.as_bytes())?;
-                Ok(Attempted::Locked(GuestLock { _file: Arc::new(file) }))
+                Ok(Attempted::Locked(GuestLock { _held: Arc::new(Held(file)) }))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut text = String::new();
-                (&mut file).take(256).read_to_string(&mut text)?;
-                Ok(Attempted::HeldBy(text))
+                let mut name = Vec::new();
+                file.take(READ).read_to_end(&mut name)?;
+                Ok(Attempted::HeldBy(shown(&name)))
             }
             Err(error) => Err(error.into()),
         }
@@ -77,8 +96,18 @@ pub(super) fn try_lock(folder: &Path, guest: &GuestId, holder: &str) -> Result<A
     attempt().map_err(|source| LockError { guest: guest.clone(), path: path.clone(), source })
 }
 
+/// The name for people. It may be cut off inside of a character, and a holder that is none of ours writes none.
+fn shown(name: &[u8]) -> String {
+    match String::from_utf8_lossy(name).trim_end_matches(char::REPLACEMENT_CHARACTER) {
+        "" => "somebody who does not say who it is".to_owned(),
+        name => name.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use super::*;
 
     fn guest() -> GuestId {
@@ -96,6 +125,43 @@ mod tests {
         assert!(matches!(try_lock(dir.path(), &guest(), "two").unwrap(), Attempted::HeldBy(_)), "a clone holds it too");
         drop(other);
         assert!(matches!(try_lock(dir.path(), &guest(), "two").unwrap(), Attempted::Locked(_)));
+    }
+
+    #[test]
+    fn a_lock_is_this_user_s_alone_also_one_of_an_earlier_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("locks");
+        let file = folder.join(format!("{}.lock", guest()));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let _new = try_lock(&folder, &guest(), "one").unwrap();
+        assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
+        for (path, mode) in [(&folder, 0o755), (&file, 0o644)] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        assert!(matches!(try_lock(&folder, &guest(), "two").unwrap(), Attempted::HeldBy(_)));
+        assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
+        // The host's own folder of locks is nobody's alone.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
+        let _other = try_lock(&folder, &"11111111-2222-3333-4444-666666666666".parse().unwrap(), "two").unwrap();
+        assert_eq!(mode(&folder), 0o1777);
+    }
+
+    #[test]
+    fn a_name_that_is_cut_inside_of_a_character_is_shown_up_to_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let _one = try_lock(dir.path(), &guest(), &format!("x{}", "é".repeat(150))).unwrap();
+        let Attempted::HeldBy(who) = try_lock(dir.path(), &guest(), "two").unwrap() else { panic!("locked twice") };
+        assert_eq!(who, format!("x{}", "é".repeat(127)));
+    }
+
+    #[test]
+    fn a_holder_that_is_none_of_ours_is_not_taken_for_the_last_one() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(try_lock(dir.path(), &guest(), "run one").unwrap());
+        let foreign = File::open(dir.path().join(format!("{}.lock", guest()))).unwrap();
+        flock(&foreign, FlockOperation::LockExclusive).unwrap();
+        let Attempted::HeldBy(who) = try_lock(dir.path(), &guest(), "two").unwrap() else { panic!("locked twice") };
+        assert!(who.starts_with("somebody"), "{who}");
     }
 
     #[test]

@@ -5,9 +5,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -16,7 +15,10 @@ use rustix::fs::{CWD, FallocateFlags, RenameFlags};
 
 use super::Record;
 use crate::{
-    engine::progress::RunState,
+    engine::{
+        private::{own_folder, writing},
+        progress::RunState,
+    },
     ids::{GuestId, PointId},
     retry::Retry,
 };
@@ -228,21 +230,6 @@ fn read(path: &Path) -> Result<Option<Record>, JournalError> {
         return Err(JournalError::TooNew { path: path.to_owned(), format: head.format });
     }
     serde_json::from_slice(&bytes).map(Some).map_err(malformed)
-}
-
-/// Makes the folder, also one of an earlier version, this user's alone: a record names command lines, sockets and paths.
-fn own_folder(path: &Path) -> io::Result<()> {
-    fs::create_dir_all(path)?;
-    if fs::metadata(path)?.permissions().mode() & 0o777 == 0o700 {
-        return Ok(());
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-}
-
-fn writing() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).mode(0o600);
-    options
 }
 
 /// A file of `length` bytes whose space is taken.

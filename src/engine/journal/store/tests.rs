@@ -1,6 +1,6 @@
 //! What stands in the journal after each write.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use super::*;
 use crate::engine::journal::{Failure, State, fixture};
