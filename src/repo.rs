@@ -85,8 +85,10 @@ impl Repository {
     /// Makes the empty folder `path` into a repository; a folder that already is this repository is fine.
     ///
     /// # Errors
-    /// When the path is outside of the roots, is another repository, or holds anything else. Nothing is written then.
+    /// When the path is not UTF-8, is outside of the roots, is another repository, or holds anything else. Nothing is written
+    /// then.
     pub fn initialise(roots: &Roots, path: &Path, id: &RepositoryId, tool: &QemuImg) -> Result<Self, RepoError> {
+        check_name(path)?;
         let root = open_root(roots, path, tool)?;
         if root.contains(layout::MARKER)? {
             return Self::opened(root, Some(id), tool);
@@ -177,7 +179,7 @@ impl Repository {
     /// The right to write to a guest's folder. Waits up to 15 s to see whether another holder lives.
     ///
     /// # Errors
-    /// `LeaseHeld` when one does.
+    /// `LeaseHeld` when one does; `PathNotUtf8` for a repository that no run can be written down for.
     pub fn writer_lease(&self, guest: &GuestId, holder: &str) -> Result<Lease, RepoError> {
         self.writer_lease_timed(guest, holder, LeaseTimes::default())
     }
@@ -187,6 +189,7 @@ impl Repository {
     /// # Errors
     /// As `writer_lease`.
     pub fn writer_lease_timed(&self, guest: &GuestId, holder: &str, times: LeaseTimes) -> Result<Lease, RepoError> {
+        check_name(self.path())?;
         let folder = self.inner.root.ensure_folder(layout::GUESTS)?.ensure_folder(guest.as_str())?;
         let lease = Lease::take(folder, guest, holder, times)?;
         let mut leases = self.inner.leases.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,6 +213,11 @@ impl Repository {
     pub fn tool(&self) -> &QemuImg {
         &self.inner.tool
     }
+}
+
+/// Fails for a path that the journal and the API cannot name. Reading from there goes well.
+fn check_name(path: &Path) -> Result<(), RepoError> {
+    path.to_str().map(drop).ok_or_else(|| RepoError::PathNotUtf8 { path: path.to_owned() })
 }
 
 fn open_root(roots: &Roots, path: &Path, tool: &QemuImg) -> Result<Folder, RepoError> {

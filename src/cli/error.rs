@@ -201,6 +201,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "DiskIneligible" => "leave that disk out: `driftline guests --qmp SOCKET` says why it cannot be backed up",
         "NoEligibleDisk" => "`driftline guests --qmp SOCKET` says of each disk why it cannot be backed up",
         "RepositoryNotEmpty" => "name the repository's own folder, or an empty one to begin a new repository",
+        "PathNotUTF8" => "give the folder a name in UTF-8",
         "RepositoryTooNew" => "use the version of driftline that wrote it, or a newer one",
         "OutsideRoots" => {
             "name a folder beneath the host's roots, or change host.toml (/etc/driftline/host.toml, or where DRIFTLINE_CONFIG says)"

@@ -22,6 +22,14 @@ pub enum RepoError {
         #[source]
         source: RootsError,
     },
+    /// Not text: the journal of a run could not name it.
+    #[error(
+        "Repository {path:?} cannot be written to: its path has bytes that are not UTF-8. Give the folder another name"
+    )]
+    PathNotUtf8 {
+        /// The path.
+        path: PathBuf,
+    },
     /// The folder is there, but no repository: an unmounted file system looks like that.
     #[error("Folder {path:?} is not a repository: is its file system mounted?")]
     NotMounted {
@@ -234,6 +242,7 @@ impl RepoError {
                 RootsError::Missing { .. } => "FolderMissing",
                 other => other.reason(),
             },
+            Self::PathNotUtf8 { .. } => "PathNotUTF8",
             Self::NotMounted { .. } => "RepositoryNotMounted",
             Self::IdMismatch { .. } => "RepositoryIdMismatch",
             Self::TooNew { .. } => "RepositoryTooNew",
@@ -280,7 +289,8 @@ impl RepoError {
             | Self::Replaced { .. }
             | Self::LeaseHeld { .. }
             | Self::LeaseLost { .. } => Retry::Backoff,
-            Self::IdMismatch { .. }
+            Self::PathNotUtf8 { .. }
+            | Self::IdMismatch { .. }
             | Self::TooNew { .. }
             | Self::MarkerMalformed { .. }
             | Self::NotEmpty { .. }

@@ -1,7 +1,12 @@
 //! What is refused, with nothing written: foreign folders, other ids, newer formats, paths that lead elsewhere, full
 //! and read-only file systems, other namespaces.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt, fs::symlink},
+    path::Path,
+};
 
 use driftline::{
     chain::point::Parent,
@@ -50,6 +55,28 @@ fn another_repository_and_a_newer_one_are_refused_and_stay_as_they_are() {
     let before = place.snapshot();
     assert_eq!(place.initialise().unwrap_err().reason(), "RepositoryTooNew");
     assert_eq!(place.open().unwrap_err().reason(), "RepositoryTooNew");
+    assert_eq!(place.snapshot(), before);
+}
+
+#[test]
+fn a_path_that_no_run_could_be_written_down_with_is_refused_by_its_name_before_anything_is_made() {
+    let place = Place::new();
+    let path = place.path.join(OsStr::from_bytes(b"rep\xffo"));
+    fs::create_dir(&path).unwrap();
+    let error = open_at(&place, &path).unwrap_err();
+    assert_eq!((error.reason(), error.retry()), ("PathNotUTF8", Retry::OnChange));
+    assert!(error.to_string().contains("rep\\xFFo"), "{error}");
+    assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+
+    // One that got its name later can still be read.
+    let named = place.path.join("named");
+    fs::create_dir(&named).unwrap();
+    open_at(&place, &named).unwrap();
+    fs::remove_dir(&path).unwrap();
+    fs::rename(&named, &path).unwrap();
+    let repository = Repository::open(&place.roots(), &path, Some(&support::id()), &tool()).unwrap();
+    let before = place.snapshot();
+    assert_eq!(support::lease(&repository).err().unwrap().reason(), "PathNotUTF8");
     assert_eq!(place.snapshot(), before);
 }
 
