@@ -208,7 +208,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         }
         "RepositoryFull" => "free some space in the repository's file system, or use another one",
         "TargetUnsafe" => {
-            "give host.toml a [scratch] folder with room, or use a repository on a local file system (ext4, xfs, btrfs)"
+            "give host.toml a [scratch] folder with room, or use a repository on a local file system (ext4, xfs, btrfs; no iSCSI, NBD or RBD)"
         }
         "GuestBelongsToAnotherNamespace" => "give the machine a file in /etc/driftline/guests.d with that namespace",
         "GuestInUse" => "wait until the other one has ended; `driftline recover` tidies up after a killed one",

@@ -31,14 +31,15 @@ pub enum DataPath {
 pub enum Unsafe {
     /// The direct one was asked for.
     #[error(
-        "it is not on a local file system that keeps allocated space, such as ext4, xfs or btrfs, and a copy straight to it could \
-         stop the guest when it hangs or fills up; use data path Auto or Staged"
+        "it is not on a local file system that keeps allocated space, such as ext4, xfs or btrfs on disks of this host, and a copy \
+         straight to it could stop the guest when it hangs or fills up; use data path Auto or Staged"
     )]
     NotLocal,
     /// Nobody has said where to stage.
     #[error(
         "a copy to it goes by way of a local folder, so that it cannot stop the guest when it hangs or fills up, and host.toml \
-         names no [scratch] folder; name one, or use a repository on a local file system such as ext4, xfs or btrfs"
+         names no [scratch] folder; name one, or use a repository on a local file system such as ext4, xfs or btrfs on disks of \
+         this host"
     )]
     ScratchMissing,
     /// There is too little room.
@@ -54,7 +55,7 @@ pub enum Unsafe {
     },
 }
 
-/// The way. `local`: the repository is on a local file system that keeps what is allocated.
+/// The way. `local`: the repository is on a file system that keeps what is allocated, on disks of this host.
 ///
 /// # Errors
 /// Why there is no safe one.

@@ -1,5 +1,7 @@
 //! How much room a file system has, and whether it is one on which a guest may safely be backed up directly.
 
+mod device;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
@@ -9,6 +11,8 @@ use std::{
 use rustix::fs::{Access, AtFlags, Mode, OFlags, StatVfsMountFlags};
 use serde::{Deserialize, Serialize};
 
+use self::device::Kernel;
+
 /// The room for a repository, or in a scratch folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -17,8 +21,8 @@ pub struct Space {
     pub capacity: u64,
     /// What can still be written, in bytes.
     pub available: u64,
-    /// A file system of this host on its own storage, which keeps what is allocated ahead: no network, no other program
-    /// and no other writer stands behind a write.
+    /// A file system of this host on disks of its own, which keeps what is allocated ahead: no network, no other program
+    /// and no other writer stands behind a write, as far as the kernel tells.
     pub local: bool,
     /// Mounted for writing, and this process may write.
     pub writable: bool,
@@ -48,16 +52,24 @@ pub fn space_at(folder: &Path) -> io::Result<Space> {
     of(rustix::fs::open(folder, flags, Mode::empty())?.as_fd())
 }
 
+fn is_local_kind(kind: u64) -> bool {
+    LOCAL.contains(&kind)
+}
+
+/// The magic number of a file system.
+fn kind(opened: BorrowedFd<'_>) -> io::Result<u64> {
+    // Where a word has 32 bits, a magic number with the top bit set comes sign-extended.
+    Ok(u64::try_from(rustix::fs::fstatfs(opened)?.f_type & 0xffff_ffff).unwrap_or(0))
+}
+
 pub(super) fn of(folder: BorrowedFd<'_>) -> io::Result<Space> {
     let stat = rustix::fs::fstatvfs(folder)?;
-    let kind = rustix::fs::fstatfs(folder)?.f_type;
     let mounted_for_writing = !stat.f_flag.contains(StatVfsMountFlags::RDONLY);
     let may_write = rustix::fs::accessat(folder, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok();
     Ok(Space {
         capacity: stat.f_blocks.saturating_mul(stat.f_frsize),
         available: stat.f_bavail.saturating_mul(stat.f_frsize),
-        // Where a word has 32 bits, a magic number with the top bit set comes sign-extended.
-        local: u64::try_from(kind & 0xffff_ffff).is_ok_and(|kind| LOCAL.contains(&kind)),
+        local: is_local_kind(kind(folder)?) && Kernel::default().stands_here(folder)?,
         writable: mounted_for_writing && may_write,
     })
 }

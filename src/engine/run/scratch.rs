@@ -151,7 +151,7 @@ fn free_bytes(scratch: &Scratch) -> io::Result<u64> {
     let space = space_at(&scratch.directory)?;
     if !space.local {
         return Err(io::Error::other(
-            "it is not on a local file system that keeps allocated space, such as ext4 or xfs",
+            "it is not on a local file system that keeps allocated space, such as ext4 or xfs on disks of this host",
         ));
     }
     Ok(space.available.saturating_sub(scratch.reserve))

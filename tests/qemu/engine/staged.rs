@@ -1,7 +1,7 @@
 //! Staged runs: QEMU writes to the scratch folder, so that a repository that is slow, full, hung or gone has nothing to do with
 //! the guest; and what reaches the repository in the end is what it was at the instant.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use driftline::{
     chain::next::{BackupType, RequestedType},
@@ -103,6 +103,39 @@ async fn what_cannot_be_staged_is_refused_with_the_reason_and_the_way_out() {
     let state = Going::start(&remote.engine(), machine.qmp(), &request(&remote, &machine, "remote")).end().await;
     assert_failed(&state, "ScratchUnusable");
     assert!(state.message.contains("local file system"), "{}", state.message);
+}
+
+/// As with iSCSI, NBD or RBD; here it is a loop device whose file a program shows.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_does_not_hang_with_the_server_behind_the_disk_of_its_repository() {
+    let host = host(1 << 30);
+    let (at, remote) = (host.repository_path(), host.folder.path().join("remote"));
+    std::fs::remove_dir_all(&at).unwrap();
+    std::fs::create_dir(&remote).unwrap();
+    let behind = Behind::new(&remote, None);
+    let Some(mounted) = Mount::ext4(&remote.join("lun"), 64 * MIB, &at) else { return };
+    // Ends first where the test fails: nothing that hangs can be unmounted.
+    let behind = behind;
+    host.initialise();
+    assert!(!host.repository().space().unwrap().local);
+    let machine = Plan::new().disk(Disk::raw("disk0", 8 * MIB)).start();
+    machine.write("disk0", 7, 0, 8 * MIB);
+    let reference = Reference::take(&machine);
+    let going = Going::start(&host.engine(), machine.qmp(), &host.request(&machine, "run", 4 * MIB));
+    going.reach(Phase::Copying).await;
+    behind.hang();
+    let asked = Instant::now();
+    tokio::task::block_in_place(|| machine.write("disk0", 0xee, 7 * MIB, 4096));
+    going.reach_past(Phase::Copying).await;
+    assert_eq!(machine.status(), "running");
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+    behind.go_on();
+    let state = going.end().await;
+    assert_complete(&state);
+    host.assert_equal(&machine, &state, &reference);
+    assert_gone(&host, &machine);
+    drop(machine);
+    drop(mounted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
