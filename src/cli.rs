@@ -35,12 +35,6 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-impl From<Exit> for std::process::ExitCode {
-    fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
-    }
-}
-
 /// Does what a person asked for and says how it went.
 pub async fn run(verb: Verb, common: &Common) -> Exit {
     let output = Output::new(common);

@@ -100,6 +100,8 @@ pub struct Patience {
     pub undo: Duration,
     /// For QEMU to answer after the commit: long enough for one reply that never comes, and the question again.
     pub clean_up: Duration,
+    /// For a call of the repository before the run says that it waits for it: longer than a dead holder's lease is watched.
+    pub repository: Duration,
     /// For the repository to take a finished copy.
     pub commit: Duration,
     /// Between two tries of that.
@@ -114,6 +116,7 @@ impl Default for Patience {
             silent_unseen: Duration::from_secs(600),
             undo: Duration::from_secs(60),
             clean_up: Duration::from_secs(90),
+            repository: Duration::from_secs(20),
             commit: Duration::from_secs(600),
             commit_pause: Duration::from_secs(5),
         }
@@ -220,6 +223,11 @@ impl Engine {
             state.message = format!("Run {} was cut off; it is finished first", record.request.run_name);
             control.state.send_replace(state.clone());
             match self.finish_other(monitor, control, &lock, record).await {
+                Ok(Driven::Detached) if control.cancel.is_cancelled() && !control.detach.is_cancelled() => {
+                    state.fail(&error::cancelled(), self.now());
+                    control.state.send_replace(state.clone());
+                    return state;
+                }
                 Ok(Driven::Detached) => return state,
                 Ok(_) => {}
                 Err(error) => return failed(state, error, self.now()),

@@ -30,16 +30,20 @@ async fn main() -> ExitCode {
         }
         Command::Certs(args) => told(certs::run(&args)),
         Command::Crds => crds(),
-        Command::Verb(verb) => cli::run(verb, &common).await.into(),
+        Command::Verb(verb) => end(cli::run(verb, &common).await as i32),
     }
 }
 
-/// Ends the process without waiting for threads that a file system holds: what they do is in the journal.
 fn role<E: std::error::Error>(ended: Result<(), E>) -> ! {
     if let Err(error) = &ended {
         tracing::error!(error = sentence(error), "The role ended");
     }
-    std::process::exit(i32::from(ended.is_err()))
+    end(i32::from(ended.is_err()))
+}
+
+/// Ends the process without waiting for threads that a file system holds: what they do is in the journal.
+fn end(status: i32) -> ! {
+    std::process::exit(status)
 }
 
 fn crds() -> ExitCode {

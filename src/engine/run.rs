@@ -61,6 +61,9 @@ impl From<EngineError> for Halt {
     }
 }
 
+/// How long giving back the writer lease is waited for.
+const RELEASE: Duration = Duration::from_secs(5);
+
 type Done<T> = Result<T, Halt>;
 
 /// How driving a record ended.
@@ -96,6 +99,8 @@ pub(super) struct Run<'a> {
     pub(super) lock: GuestLock,
     pub(super) state: RunState,
     store: Option<Store>,
+    /// The attempt is not written down, and nothing of it is anywhere.
+    unwritten: bool,
     /// The connection that the transaction was sent on.
     sent_on: Option<Client>,
     fenced: u8,
@@ -124,6 +129,7 @@ impl<'a> Run<'a> {
             lock,
             state,
             store: None,
+            unwritten: false,
             sent_on: None,
             fenced: 0,
             fresh: false,
@@ -139,13 +145,13 @@ impl<'a> Run<'a> {
         self.state.clone()
     }
 
-    /// Gives the writer lease back: file operations and a thread that is waited for, so not on this one. The guest's lock
-    /// is held until that is done.
+    /// Gives the writer lease back: file operations and a thread that is waited for, so not on this one. A repository that
+    /// hangs does not hold the guest: its lease is given back when it answers, or expires.
     pub(super) async fn release(&mut self) {
-        let (store, lock) = (self.store.take(), self.lock.clone());
-        let given_back = tokio::task::spawn_blocking(move || (drop(store), drop(lock))).await;
-        if let Err(error) = given_back {
-            tracing::warn!(%error, "giving the writer lease back was broken off; it expires");
+        let Some(store) = self.store.take() else { return };
+        let given_back = tokio::time::timeout(RELEASE, tokio::task::spawn_blocking(move || drop(store))).await;
+        if !matches!(given_back, Ok(Ok(()))) {
+            tracing::warn!("the writer lease is not given back yet; it expires");
         }
     }
 
@@ -155,14 +161,19 @@ impl<'a> Run<'a> {
         loop {
             let mut record = match current.take() {
                 Some(record) => record,
-                None => match self.begin(request, attempts + 1, started).await {
-                    Ok(Begun::Now(record)) => {
-                        self.fresh = true;
-                        *record
+                None => {
+                    self.unwritten = true;
+                    let begun = self.begin(request, attempts + 1, started).await;
+                    self.unwritten = false;
+                    match begun {
+                        Ok(Begun::Now(record)) => {
+                            self.fresh = true;
+                            *record
+                        }
+                        Ok(Begun::Before(point)) => return self.done_before(request, point).await,
+                        Err(halt) => return self.not_begun(request, halt).await,
                     }
-                    Ok(Begun::Before(point)) => return self.done_before(request, point).await,
-                    Err(halt) => return self.not_begun(request, halt).await,
-                },
+                }
             };
             match self.drive(&mut record).await {
                 Driven::StartOver if record.attempts >= ATTEMPTS => {

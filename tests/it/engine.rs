@@ -2,6 +2,7 @@
 //! no committed point lost, nothing left behind, at most one transaction.
 
 mod crashes;
+mod hangs;
 mod harm;
 mod host;
 mod kept;

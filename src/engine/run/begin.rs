@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use jiff::Timestamp;
 
-use super::{Done, EngineError, Run, fleece::device_of, follow::is_migrating, scratch::Shares};
+use super::{Done, EngineError, Run, Store, fleece::device_of, follow::is_migrating, scratch::Shares};
 use crate::{
     chain::graph::Graph,
     engine::{
@@ -131,12 +131,12 @@ impl Run<'_> {
     }
 
     async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {
-        let store = self.store(request).await?;
+        let Store { repository, .. } = self.store(request).await?;
         let guest = request.guest.clone();
         self.blocking("scan", "Reading the repository", move || {
-            let scan = store.repository.scan(&guest.uuid)?;
+            let scan = repository.scan(&guest.uuid)?;
             scan.check_namespace(&guest.uuid, &guest.namespace)?;
-            Ok((store.repository.space()?, scan))
+            Ok((repository.space()?, scan))
         })
         .await
     }
@@ -222,13 +222,13 @@ impl Run<'_> {
         if unknown.is_empty() {
             return Ok(committed);
         }
-        let store = self.store(request).await?;
+        let Store { repository, .. } = self.store(request).await?;
         let found = self
             .blocking("scan", "Reading the repository", move || {
                 let mut found = Vec::new();
-                for guest in store.repository.guests()? {
+                for guest in repository.guests()? {
                     for point in &unknown {
-                        match store.repository.point(&guest, point) {
+                        match repository.point(&guest, point) {
                             Ok(None) => {}
                             Ok(Some(_)) | Err(RepoError::Manifest { .. } | RepoError::ManifestMismatch { .. }) => {
                                 found.push(point.clone());

@@ -31,7 +31,7 @@ impl Run<'_> {
         self.phase(Phase::Finishing);
         let mut until = None;
         loop {
-            let error = match self.detachable_commit(record).await {
+            let error = match self.try_commit(record).await {
                 Err(Halt::Failed(error)) => error,
                 done => return done,
             };
@@ -53,15 +53,6 @@ impl Run<'_> {
                 () = tokio::time::sleep(self.engine.patience.commit_pause) => {}
                 () = self.control.detach.cancelled() => return Err(Halt::Detached),
             }
-        }
-    }
-
-    /// Digests of a large disk take minutes: whoever wants to let go does not wait for them.
-    async fn detachable_commit(&mut self, record: &Record) -> Done<()> {
-        let detach = self.control.detach.clone();
-        tokio::select! {
-            done = self.try_commit(record) => done,
-            () = detach.cancelled() => Err(Halt::Detached),
         }
     }
 

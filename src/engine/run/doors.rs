@@ -1,9 +1,16 @@
-//! The doors through which a run acts: the journal, the repository, QEMU. Everything passes the gate, blocking calls go to
-//! threads for them, and the guest's lock is held until each has returned, even when nobody waits for it any more.
+//! The doors through which a run acts: the journal, the repository, QEMU. Everything passes the gate, and blocking calls go to
+//! threads for them. Whatever writes holds the guest's lock until it has returned, even when nobody waits for it any more: no
+//! other run of the guest begins meanwhile, in any process.
+//!
+//! A repository may hang for as long as it likes. A run that is to let go leaves the call that hangs behind, whatever it is. A
+//! cancelled run does before its record is written: nothing of it can appear later. From then on it waits, and says so, for
+//! the undoing of files must not be overtaken by what makes them.
 
 use std::sync::Arc;
 
-use super::{Done, Run, Store};
+use tokio::task::{JoinError, JoinHandle};
+
+use super::{Done, Halt, Run, Store};
 use crate::{
     engine::{
         EngineError,
@@ -43,10 +50,9 @@ impl Run<'_> {
         if let Some(store) = &self.store {
             return Ok(store.clone());
         }
-        let (engine, lock, request) = (Arc::clone(&self.engine), self.lock.clone(), record.clone());
+        let (engine, request) = (Arc::clone(&self.engine), record.clone());
         let opened = self
             .blocking("open", "Opening the repository", move || {
-                let _lock = lock;
                 let settings = &engine.settings;
                 let address = &request.repository;
                 let repository = Repository::open(&settings.roots, &address.path, Some(&address.id), &settings.tool)?;
@@ -66,22 +72,32 @@ impl Run<'_> {
         act: impl FnOnce(&Repository) -> Result<T, RepoError> + Send + 'static,
     ) -> Done<T> {
         let store = self.store(&record.request).await?;
-        let lock = self.lock.clone();
         let says = match name {
             "point" => "Looking for the point's manifest",
             "create" => "Making the point's folder",
             "disk" => "Making a disk's file",
+            "allocate" => "Allocating space for a disk's file",
+            "sync" => "Bringing a disk's file to the disk",
+            "take" => "Carrying a disk's copy to the repository",
+            "seal" => "Checking a disk's copy",
             "discard" => "Removing the files of the attempt",
             "commit" => "Committing the point",
             _ => "Reading the repository",
         };
+        let Store { repository, _lease: lease } = store;
+        // A call that reads and is left behind holds nobody up.
+        let lease = (remains(name) == Remains::Files).then_some(lease);
         self.blocking(name, says, move || {
-            let _lock = lock;
-            act(&store.repository)
+            let _lease = lease;
+            act(&repository)
         })
         .await
     }
 
+    /// Calls the repository on a thread for blocking calls, which holds the guest's lock where it writes.
+    ///
+    /// # Errors
+    /// Its own, or that the run was told to let go or cancelled, where it may be left behind.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -89,10 +105,65 @@ impl Run<'_> {
         act: impl FnOnce() -> Result<T, RepoError> + Send + 'static,
     ) -> Done<T> {
         self.engine.gates.pass(Passage::RepositoryBefore(name)).await;
-        let done =
-            tokio::task::spawn_blocking(act).await.map_err(|source| EngineError::Broken { act: says, source })?;
+        if self.control.detach.is_cancelled() {
+            return Err(Halt::Detached);
+        }
+        let lock = (remains(name) == Remains::Files).then(|| self.lock.clone());
+        let act = move || {
+            let _lock = lock;
+            act()
+        };
+        let called = self.wait(name, says, tokio::task::spawn_blocking(act)).await?;
+        let done = called.map_err(|source| EngineError::Broken { act: says, source })?;
         self.engine.gates.pass(Passage::RepositoryAfter(name)).await;
         Ok(done.map_err(|source| EngineError::Repository { act: says, source: Box::new(source) })?)
+    }
+
+    /// Waits for a call, and says so when that lasts and the call does not tell how far it is.
+    async fn wait<T>(&self, name: &str, says: &str, mut call: JoinHandle<T>) -> Done<Result<T, JoinError>> {
+        let patience = self.engine.patience.repository;
+        // These last as long as a disk is large, and tell it to their own run only.
+        let untold = !self.own && matches!(name, "take" | "seal");
+        let before = self.shown();
+        let (mut last, mut silent) = (before.clone(), false);
+        let done = loop {
+            // Whoever waits only until the run of somebody else is finished need not wait for what does not answer.
+            let leaves = self.unwritten || (silent && !self.own);
+            tokio::select! {
+                biased;
+                done = &mut call => break done,
+                () = self.control.detach.cancelled() => return Err(Halt::Detached),
+                () = self.control.cancel.cancelled(), if leaves => return Err(Halt::Cancelled),
+                () = tokio::time::sleep(patience) => {}
+            }
+            let (_, message) = self.shown();
+            if message != last.1 {
+                self.show(before.0.clone(), message);
+                silent = false;
+            } else if !silent && !untold {
+                let lasted = patience.as_secs();
+                let message =
+                    format!("{says} lasts longer than {lasted} s: the run waits for the repository to answer");
+                tracing::warn!("{message}");
+                self.show("RepositoryNotResponding".to_owned(), message);
+                silent = true;
+            }
+            last = self.shown();
+        };
+        if silent {
+            self.show(before.0, before.1);
+        }
+        Ok(done)
+    }
+
+    /// The reason and the message that are shown, by whichever run waits.
+    fn shown(&self) -> (String, String) {
+        let state = self.control.state.borrow();
+        (state.reason.clone(), state.message.clone())
+    }
+
+    fn show(&self, reason: String, message: String) {
+        self.control.state.send_modify(|state| (state.reason, state.message) = (reason, message));
     }
 
     /// Sends a command; `act` says what for, as the beginning of a sentence.
@@ -105,6 +176,22 @@ impl Run<'_> {
 
     pub(super) async fn client(&self) -> Done<Client> {
         Ok(self.monitor.client().await.map_err(|source| EngineError::Connect { source })?)
+    }
+}
+
+/// What a call of the repository can still make when nobody waits for it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remains {
+    /// Nothing: it reads, or its end takes back what it made, as opening does with the writer lease.
+    Nothing,
+    /// It makes, changes or removes files.
+    Files,
+}
+
+fn remains(name: &str) -> Remains {
+    match name {
+        "open" | "scan" | "point" | "partial" => Remains::Nothing,
+        _ => Remains::Files,
     }
 }
 

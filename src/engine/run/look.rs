@@ -22,8 +22,8 @@ impl Run<'_> {
     pub(super) async fn look(&mut self, record: &Record) -> Done<Found> {
         // Before `copied` was written there can be no manifest, and afterwards QEMU is not needed for the commit.
         let (manifest, qemu) = match record.state {
-            State::Copied { .. } => (self.has_manifest(record).await, Qemu::Unreachable),
-            State::Failing(_) => (self.has_manifest(record).await, Qemu::Unreachable),
+            State::Copied { .. } => (self.has_manifest(record).await?, Qemu::Unreachable),
+            State::Failing(_) => (self.has_manifest(record).await?, Qemu::Unreachable),
             State::Intent | State::Sending { .. } | State::Running { .. } => (false, self.qemu(record).await?),
         };
         let same_connection = self.sent_on.as_ref().is_some_and(|client| !client.is_closed());
@@ -31,11 +31,14 @@ impl Run<'_> {
     }
 
     /// A repository that cannot be read now shows no manifest; committing and discarding look again.
-    pub(super) async fn has_manifest(&mut self, record: &Record) -> bool {
+    pub(super) async fn has_manifest(&mut self, record: &Record) -> Done<bool> {
         let point = record.point.clone();
         let guest = record.request.guest.uuid.clone();
         let found = self.repository(record, "point", move |repository| repository.point(&guest, &point)).await;
-        matches!(found, Ok(Some(_)))
+        match found {
+            Err(Halt::Failed(_)) => Ok(false),
+            found => Ok(found?.is_some()),
+        }
     }
 
     pub(super) async fn qemu(&mut self, record: &Record) -> Done<Qemu> {

@@ -152,6 +152,7 @@ impl Host {
             silent_unseen: Duration::from_secs(2),
             undo: Duration::from_millis(1500),
             clean_up: Duration::from_secs(2),
+            repository: Duration::from_secs(1),
             commit: Duration::from_millis(300),
             commit_pause: Duration::from_millis(20),
         })

@@ -1,0 +1,149 @@
+//! A repository that hangs, and other waiting: a run says what it waits for, can be let go, and cancelled while nothing of it
+//! can appear later.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex,
+        mpsc::{Receiver, channel},
+    },
+};
+
+use driftline::{
+    engine::{BackupRequest, Engine, Phase, RepositoryRef},
+    qmp::fake::Pace,
+    repo::{Act, Operation, QemuImg, Repository},
+};
+
+use super::host::{Host, UUID, assert_complete};
+
+/// What hangs in a repository, until it goes on.
+#[derive(Clone, Default)]
+struct Hang(Arc<(Mutex<bool>, Condvar)>);
+
+impl Hang {
+    /// An engine whose repository hangs at the operations that are `held`; it is told when it does.
+    fn engine(&self, host: &Host, held: impl Fn(&Operation) -> bool + Send + Sync + 'static) -> (Engine, Receiver<()>) {
+        let (tell, hung) = channel();
+        let (hang, repository) = (self.0.clone(), host.path());
+        let gate = move |operation: &Operation| {
+            let mut gone_on = hang.0.lock().unwrap();
+            while operation.path.starts_with(&repository) && held(operation) && !*gone_on {
+                let _ = tell.send(());
+                gone_on = hang.1.wait(gone_on).unwrap();
+            }
+            Ok(())
+        };
+        (host.failing(Arc::new(gate)), hung)
+    }
+
+    fn go_on(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+}
+
+impl Drop for Hang {
+    /// A test that failed must not wait for the thread that hangs.
+    fn drop(&mut self) {
+        self.go_on();
+    }
+}
+
+/// The guest's other repository.
+fn other(host: &Host, request: BackupRequest) -> BackupRequest {
+    let path = host.folder.path().join("other");
+    std::fs::create_dir(&path).unwrap();
+    let id = "11111111-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
+    Repository::initialise(&host.roots(), &path, &id, &QemuImg::new("qemu-img", None)).unwrap();
+    BackupRequest { repository: RepositoryRef { path, id }, ..request }
+}
+
+/// Whether the operation makes a point's folder.
+fn makes_a_point(operation: &Operation) -> bool {
+    let guest = |folder: &Path| folder.ends_with(UUID);
+    operation.act == Act::MakeFolder && operation.path.parent().is_some_and(guest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_repository_hangs_before_its_record_is_cancelled_at_once_and_holds_no_other_back() {
+    let (host, hang) = (Host::new(Pace::AtOnce), Hang::default());
+    let (engine, hung) = hang.engine(&host, |_| true);
+    let first = host.start(&engine, &host.request("first"));
+    tokio::task::block_in_place(|| hung.recv().unwrap());
+    first.control.cancel.cancel();
+    assert_eq!(first.end().await.phase, Phase::Cancelled);
+    let second = other(&host, host.request("second"));
+    assert_complete(&host.start(&host.engine(), &second).end().await);
+    hang.go_on();
+    assert_complete(&host.run("third").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_until_another_one_is_finished_says_that_its_repository_hangs_and_can_be_cancelled() {
+    let (host, hang) = (Host::new(Pace::Manual), Hang::default());
+    let first = host.start(&host.engine(), &host.request("first"));
+    first.copying().await;
+    first.control.detach.cancel();
+    first.end().await;
+    host.qemu.finish_jobs();
+    let (engine, _hung) = hang.engine(&host, |_| true);
+    let second = host.start(&engine, &other(&host, host.request("second")));
+    second.reach(|state| state.reason == "RepositoryNotResponding").await;
+    second.control.cancel.cancel();
+    assert_eq!(second.end().await.phase, Phase::Cancelled);
+    hang.go_on();
+    assert_complete(&host.run("first").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_until_another_one_is_finished_ends_when_it_is_cancelled() {
+    let host = Host::new(Pace::Manual);
+    let first = host.start(&host.engine(), &host.request("first"));
+    first.copying().await;
+    first.control.detach.cancel();
+    first.end().await;
+    let second = host.start(&host.engine(), &host.request("second"));
+    second.reach(|state| state.reason == "FinishingEarlierRun").await;
+    second.control.cancel.cancel();
+    assert_eq!(second.end().await.phase, Phase::Cancelled);
+    host.qemu.finish_jobs();
+    assert_complete(&host.run("first").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_says_that_its_repository_hangs_and_is_undone_once_it_answers() {
+    let (host, hang) = (Host::new(Pace::AtOnce), Hang::default());
+    let (engine, _hung) = hang.engine(&host, makes_a_point);
+    let going = host.start(&engine, &host.request("run"));
+    let said = going.reach(|state| state.reason == "RepositoryNotResponding").await;
+    assert!(said.message.contains("Making the point's folder"), "{}", said.message);
+    going.control.cancel.cancel();
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(!going.task.is_finished(), "the undoing would be overtaken by what makes files");
+    hang.go_on();
+    let state = going.end().await;
+    assert_eq!((state.phase, state.reason.as_str()), (Phase::Cancelled, "Cancelled"));
+    assert_eq!(host.assert_tidy(), 0);
+    host.assert_clean(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_repository_hangs_can_be_let_go_and_keeps_the_guest_until_it_answers() {
+    let (host, hang) = (Host::new(Pace::AtOnce), Hang::default());
+    let (engine, hung) = hang.engine(&host, makes_a_point);
+    let going = host.start(&engine, &host.request("run"));
+    tokio::task::block_in_place(|| hung.recv().unwrap());
+    going.control.detach.cancel();
+    assert!(!going.end().await.phase.is_final());
+    let again = host.start(&host.engine(), &host.request("run"));
+    let waiting = again.reach(|state| state.reason == "GuestInUse").await;
+    assert!(waiting.message.contains("run run"), "{}", waiting.message);
+    hang.go_on();
+    assert_complete(&again.end().await);
+    assert_eq!(host.assert_tidy(), 1);
+    host.assert_clean(host.bitmaps());
+}
