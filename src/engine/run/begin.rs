@@ -148,11 +148,11 @@ impl Run<'_> {
         disks: &[DiskFacts],
         scan: Scan,
     ) -> Done<(Scan, Graph)> {
-        let store = self.store(request).await?;
+        let Store { repository, .. } = self.store(request).await?;
         let (request, disks) = (request.clone(), disks.to_vec());
         self.blocking("scan", "Reading the repository", move || {
             let guest = &request.guest.uuid;
-            let graph = store.repository.graph_with_damage(guest, &scan, |graph| bases(&request, &disks, graph))?;
+            let graph = repository.graph_with_damage(guest, &scan, |graph| bases(&request, &disks, graph))?;
             for ((point, disk), why) in graph.damage() {
                 tracing::warn!(%guest, %point, %disk, "No increment is put on a damaged image: {why}");
             }

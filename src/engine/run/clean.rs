@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Done, Driven, EngineError, Halt, Run};
+use super::{Done, Driven, EngineError, Halt, Run, Store};
 use crate::{
     chain::{graph::Graph, point::Point},
     engine::{
@@ -60,14 +60,12 @@ impl Run<'_> {
 
     /// A point of the request's guest that is in the repository.
     pub(super) async fn stored(&mut self, request: &BackupRequest, point: PointId) -> Done<CommittedPoint> {
-        let (store, lock) = (self.store(request).await?, self.lock.clone());
+        let Store { repository, .. } = self.store(request).await?;
         let guest = request.guest.uuid.clone();
         self.blocking("point", "Reading the point", move || {
-            let _lock = lock;
-            let repository = &store.repository;
             let found = repository.point(&guest, &point)?;
             let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
-            let chain = chain_of(repository, &guest, &stored.manifest.point());
+            let chain = chain_of(&repository, &guest, &stored.manifest.point());
             Ok(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain })
         })
         .await
