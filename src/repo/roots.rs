@@ -17,6 +17,8 @@ use crate::retry::Retry;
 #[derive(Clone, Default)]
 pub struct Roots {
     paths: Vec<PathBuf>,
+    /// Whether no configuration bounds them: each is what a person has named.
+    named: bool,
     pub(super) gate: Option<Gate>,
 }
 
@@ -95,7 +97,24 @@ impl RootsError {
 impl Roots {
     /// The roots as the host's configuration names them. A root itself may be a symbolic link: it is the host's word.
     pub fn new(paths: Vec<PathBuf>) -> Self {
-        Self { paths, gate: None }
+        Self { paths, ..Self::default() }
+    }
+
+    /// Folders that a person has named, where no configuration bounds what may be named: each is its own root.
+    pub fn named(paths: Vec<PathBuf>) -> Self {
+        Self { paths, named: true, ..Self::default() }
+    }
+
+    /// The same and `path`, which a person has named before: where a configuration bounds them, that does. Not added is one
+    /// that leads through a symbolic link by now, for it is not the folder that was named. Looks at the file system.
+    #[must_use]
+    pub fn and(&self, path: &Path) -> Self {
+        let mut roots = self.clone();
+        // One that is not there says so when it is opened.
+        if self.named && path.canonicalize().map_or(true, |real| real == path) {
+            roots.paths.push(path.to_owned());
+        }
+        roots
     }
 
     /// The same, with a gate that is asked before each operation that changes something.
