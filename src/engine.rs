@@ -3,7 +3,8 @@
 //!
 //! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure),
 //! `fleecing` and `data_path` (how the guest is kept from the target, pure), `plan` (what is
-//! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it),
+//! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it), `earlier`
+//! (what earlier runs have left, before anything new),
 //! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `private` (files of one user), `progress` (what is shown).
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
@@ -11,6 +12,7 @@
 pub mod choose;
 pub mod data_path;
 pub mod definition;
+mod earlier;
 mod error;
 pub mod fleecing;
 pub mod gate;
@@ -30,11 +32,10 @@ pub mod space;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use serde::Serialize;
-
 pub use self::{
     choose::Refusal,
     data_path::RequestedDataPath,
+    earlier::Recovered,
     error::EngineError,
     fleecing::RequestedFleecing,
     graph::{DiskFacts, GuestFacts, PowerState, inspect},
@@ -44,15 +45,16 @@ pub use self::{
     request::{BackupRequest, DiskSelection, GuestRef, PolicyRef, RepositoryRef, RunControl},
 };
 use self::{
+    earlier::{Earlier, is_of},
     gate::Gates,
-    journal::{Journal, Record},
+    journal::Journal,
     lock::{Attempted, GuestLock, try_lock},
-    run::{Driven, Run},
+    run::Run,
 };
 pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
     clock::Clock,
-    ids::{GuestId, RepositoryId},
+    ids::GuestId,
     qmp::{Client, Command, Monitor, command::QueryStatus},
     repo::{QemuImg, Roots},
 };
@@ -123,6 +125,7 @@ impl Default for Patience {
     }
 }
 
+#[derive(Clone)]
 struct Inner {
     settings: Settings,
     journal: Journal,
@@ -147,20 +150,6 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// What a recovery found and did.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Recovered {
-    /// How the run ended that the journal held; none when it held none, or one that had not begun and is undone.
-    pub run: Option<RunState>,
-    /// Whether the journal held anything.
-    pub found: bool,
-    /// What of unknown attempts was removed from QEMU: jobs, nodes and descriptors.
-    pub adopted: Vec<String>,
-    /// Bitmaps that nobody can use any more, removed from QEMU.
-    pub removed: Vec<String>,
-}
-
 impl Engine {
     /// An engine on these folders; the state folder is made where it is missing.
     ///
@@ -175,21 +164,14 @@ impl Engine {
     /// The same engine with other waiting times.
     #[must_use]
     pub fn with_patience(self, patience: Patience) -> Self {
-        let Inner { settings, journal, gates, .. } = &*self.0;
-        Self(Arc::new(Inner { settings: settings.clone(), journal: journal.clone(), patience, gates: gates.clone() }))
+        Self(Arc::new(Inner { patience, ..Inner::clone(&self.0) }))
     }
 
     /// The same engine with a gate that each act passes.
     #[cfg(any(test, feature = "fake"))]
     #[must_use]
     pub fn with_gate(self, gate: gate::Gate) -> Self {
-        let Inner { settings, journal, patience, .. } = &*self.0;
-        Self(Arc::new(Inner {
-            settings: settings.clone(),
-            journal: journal.clone(),
-            patience: *patience,
-            gates: Gates { gate: Some(gate) },
-        }))
+        Self(Arc::new(Inner { gates: Gates { gate: Some(gate) }, ..Inner::clone(&self.0) }))
     }
 
     /// Runs a backup to its end: waits for the guest's lock, finishes what an earlier process left, and then does this
@@ -211,65 +193,39 @@ impl Engine {
             }
         };
         let own = |state| Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, true);
-        let record = match self.0.journal.load(&request.guest.uuid) {
-            Ok(Some(record)) if record.request.run == request.run => {
-                return own(state).finish(request, Some(record)).await;
-            }
+        let mut record = match self.held(&request.guest.uuid) {
             Ok(record) => record,
-            Err(error) => return failed(state, EngineError::Journal(error), self.now()),
+            Err(error) => return failed(state, error, self.now()),
         };
-        if let Some(record) = record {
-            state.reason = "FinishingEarlierRun".to_owned();
-            state.message = format!("Run {} was cut off; it is finished first", record.request.run_name);
-            control.state.send_replace(state.clone());
-            match self.finish_other(monitor, control, &lock, record).await {
-                Ok(Driven::Detached) if control.cancel.is_cancelled() && !control.detach.is_cancelled() => {
-                    state.fail(&error::cancelled(), self.now());
-                    control.state.send_replace(state.clone());
-                    return state;
-                }
-                Ok(Driven::Detached) => return state,
-                Ok(_) => {}
-                Err(error) => return failed(state, error, self.now()),
+        if !record.as_ref().is_some_and(|record| is_of(record, request)) {
+            if let Some(record) = &record {
+                state.reason = "FinishingEarlierRun".to_owned();
+                state.message = format!("Run {} was cut off; it is finished first", record.request.run_name);
+                control.state.send_replace(state.clone());
             }
+            record = match self.finish_earlier(monitor, control, &lock, request, record).await {
+                Ok(Earlier::Finished(own)) => own.map(|record| *record),
+                Ok(Earlier::Left) => return self.left(state, control),
+                Err(error) => return failed(state, error, self.now()),
+            };
             (state.reason, state.message) = (String::new(), String::new());
         }
-        if let Some(ended) = self.finished(&request.run) {
+        if record.is_none()
+            && let Some(ended) = self.finished(&request.run)
+        {
             control.state.send_replace(ended.clone());
             return ended;
         }
-        own(state).finish(request, None).await
+        own(state).finish(request, record).await
     }
 
-    /// Finishes or undoes what the journal holds for a guest, and removes bitmaps of the repository that nobody can use any
-    /// more. With `adopt`, jobs, nodes and descriptors of our shape that no journal knows are removed from QEMU too: a
-    /// person says that nobody else is at work.
-    ///
-    /// # Errors
-    /// When the guest is locked, its journal cannot be used, or QEMU does not answer.
-    pub async fn recover(
-        &self,
-        monitor: &Monitor,
-        guest: &GuestId,
-        repository: &RepositoryId,
-        adopt: bool,
-    ) -> Result<Recovered, EngineError> {
-        let lock = self.lock_soon(guest, "recover").await?;
-        let record = self.0.journal.load(guest).map_err(EngineError::Journal)?;
-        let mut recovered = Recovered { run: None, found: record.is_some(), adopted: Vec::new(), removed: Vec::new() };
-        if let Some(record) = record {
-            let run = record.request.run.clone();
-            let control = RunControl::new(&record.request, record.started);
-            self.finish_other(monitor, &control, &lock, record).await?;
-            recovered.run = self.finished(&run);
+    /// A run that was let go, or cancelled, before it began.
+    fn left(&self, mut state: RunState, control: &RunControl) -> RunState {
+        if control.cancel.is_cancelled() && !control.detach.is_cancelled() {
+            state.fail(&error::cancelled(), self.now());
+            control.state.send_replace(state.clone());
         }
-        if adopt {
-            recovered.adopted = run::adopt(monitor, &self.0.journal, guest).await?;
-        }
-        let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
-        self.give_up_kept_by(&client, guest).await?;
-        recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
-        Ok(recovered)
+        state
     }
 
     /// Gives up the descriptors that QEMU has kept of earlier runs of a guest. Returns how many it still keeps.
@@ -290,49 +246,6 @@ impl Engine {
         let command = QueryStatus::NAME;
         let running = status.map_err(|source| EngineError::Inspect { command, source })?.running;
         run::give_up_kept(client, &self.0.journal, guest, running).await
-    }
-
-    /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.
-    async fn finish_other(
-        &self,
-        monitor: &Monitor,
-        control: &RunControl,
-        lock: &GuestLock,
-        mut record: Record,
-    ) -> Result<Driven, EngineError> {
-        let mut state = RunState::waiting(&record.request, record.started);
-        state.follow_record(&record);
-        let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
-        let driven = run.drive(&mut record).await;
-        run.release().await;
-        match driven {
-            Driven::Broken(error) => return Err(error),
-            Driven::StartOver => {
-                self.0.journal.remove(&record.request.guest.uuid).map_err(EngineError::Journal)?;
-            }
-            Driven::Complete | Driven::Failed | Driven::Detached => {}
-        }
-        // What stays in QEMU or in the repository stays in the journal, and no new run of the guest begins.
-        match self.0.journal.load(&record.request.guest.uuid).map_err(EngineError::Journal)? {
-            Some(_) if !matches!(driven, Driven::Detached) => {
-                Err(EngineError::NotCleared { run: record.request.run_name })
-            }
-            _ => Ok(driven),
-        }
-    }
-
-    /// The runs that the journal holds, to be gone on with when a process starts.
-    ///
-    /// # Errors
-    /// When the journal's folder cannot be read. A record that cannot be read is logged and left out.
-    pub fn unfinished(&self) -> Result<Vec<BackupRequest>, EngineError> {
-        let records = self.0.journal.all().map_err(EngineError::Journal)?;
-        Ok(records.into_iter().map(|record| record.request).collect())
-    }
-
-    /// How a run ended; none when it has not, or longer than 7 days ago.
-    pub fn finished(&self, run: &str) -> Option<RunState> {
-        self.0.journal.finished(run)
     }
 
     /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the
@@ -379,12 +292,6 @@ impl Engine {
                 () = control.cancel.cancelled(), if !self.holds(request) => return Err(Some(error::cancelled())),
             }
         }
-    }
-
-    /// Whether the journal holds the run. A cancel then goes its way under the lock: the copy may be complete already.
-    pub fn holds(&self, request: &BackupRequest) -> bool {
-        let record = self.0.journal.load(&request.guest.uuid);
-        !matches!(record, Ok(None)) && !matches!(record, Ok(Some(record)) if record.request.run != request.run)
     }
 
     fn now(&self) -> jiff::Timestamp {

@@ -219,7 +219,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "TargetFull" => "free some space where the image is to be written, or name another place",
         "TargetInUse" => "shut down the machine that uses the image, or name another file",
         "FilterStuck" => "end what holds that overlay, then `driftline recover` tries again",
-        "TargetStuck" => "look at the repository's file system; `driftline recover` tries again",
+        "TargetStuck" => "look at the machine, and at the scratch folder; `driftline recover` tries again",
         "QemuImgNotStarted" => "install qemu-img (Debian: qemu-utils)",
         "DigestMismatch" => "`driftline verify` tells what is damaged; restore another point",
         "MonitorClosed" | "NotQMP" => "look whether it is the machine's QMP socket, and not its human monitor",

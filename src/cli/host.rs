@@ -110,7 +110,11 @@ impl Host {
     }
 
     fn repository_roots(&self, path: &Path) -> Roots {
-        Roots::new(if self.configured { self.config.repository_roots.clone() } else { vec![path.to_owned()] })
+        if self.configured {
+            Roots::new(self.config.repository_roots.clone())
+        } else {
+            Roots::named(vec![path.to_owned()])
+        }
     }
 }
 
@@ -166,13 +170,23 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = host(false).folder(folder.path()).unwrap();
         host(false).repository_roots(&path).open(&path).unwrap();
+        let named_before = tempfile::tempdir().unwrap();
+        let before = named_before.path().canonicalize().unwrap();
+        assert!(host(false).repository_roots(&path).open(&before).is_err());
+        host(false).repository_roots(&path).and(&before).open(&before).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&before, &link).unwrap();
+        let other = before.join("other");
+        assert!(host(false).repository_roots(&other).and(&link).open(&link).is_err(), "it is another folder by now");
         assert_eq!(bound(&host(false), "team-a"), r#"Roots(["/images"])"#);
     }
 
     #[test]
     fn a_configuration_bounds_repositories_and_each_namespaces_restores() {
         let folder = tempfile::tempdir().unwrap();
-        host(true).repository_roots(folder.path()).open(folder.path()).unwrap_err();
+        let path = folder.path().canonicalize().unwrap();
+        host(true).repository_roots(&path).open(&path).unwrap_err();
+        host(true).repository_roots(&path).and(&path).open(&path).unwrap_err();
         assert_eq!(bound(&host(true), "team-a"), r#"Roots(["/a"])"#);
         assert_eq!(bound(&host(true), "team-c"), "Roots([])");
         assert_eq!(bound(&host(true), ""), r#"Roots(["/a", "/b"])"#);

@@ -43,6 +43,9 @@ struct Document {
     /// Bitmaps that nobody could use any more, and that are gone now.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     removed: Vec<String>,
+    /// What waits for a repository that could not be reached, and what became of what did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -67,12 +70,14 @@ impl Document {
             reason: state.reason,
             message: state.message,
         });
-        Self { found: recovered.found, run, adopted: recovered.adopted, removed: recovered.removed }
+        let Recovered { found, adopted, removed, notes, .. } = recovered;
+        Self { found, run, adopted, removed, notes }
     }
 
     fn sentence(&self, guest: &str) -> String {
         let mut text = match (&self.run, self.found) {
-            (None, false) => format!("Nothing was left to do for {guest}"),
+            (None, false) if self.notes.is_empty() => format!("Nothing was left to do for {guest}"),
+            (None, false) => format!("Looked after what earlier runs of {guest} have left in repositories"),
             (None, true) => format!("Undid a run of {guest} that had not begun to copy"),
             (Some(RunDocument { restore_point: Some(point), .. }), _) => {
                 format!("Finished what an earlier run of {guest} had begun: point {point} is stored")
@@ -81,6 +86,9 @@ impl Document {
         };
         for what in self.adopted.iter().chain(&self.removed) {
             text = format!("{text}\nRemoved {what}");
+        }
+        for what in &self.notes {
+            text = format!("{text}\n{what}");
         }
         text
     }

@@ -1,6 +1,10 @@
 //! What can go wrong in a run, one variant for each operation.
 
+mod words;
+
 use std::{io, path::PathBuf};
+
+pub(super) use self::words::{GUEST_HARMED, TARGET_STUCK, cancelled};
 
 use super::{
     choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, graph::Change, journal::Failure, journal::JournalError,
@@ -242,11 +246,45 @@ pub enum EngineError {
     },
     /// What an earlier run left cannot be removed, so no new one may begin.
     #[error(
-        "What run {run} left in QEMU or in the repository could not be removed yet; until it is, the guest gets no new run"
+        "What run {run} left could not be removed yet: {why}; until it is, the guest gets no new run, and each one tries"
     )]
     NotCleared {
         /// The run.
         run: String,
+        /// What it is, and why it stays.
+        why: String,
+    },
+    /// The repository went away when a finished copy was being committed.
+    #[error(
+        "Whether point {point} of run {run} was committed is not known until repository {} is back ({why}). The bitmaps that the \
+         next backup needs if it was are kept. The guest's next run into that repository looks again, and so does \
+         `driftline recover --qmp {address} --repository {}`", path.display(), path.display()
+    )]
+    CommitUnknown {
+        /// The run.
+        run: String,
+        /// Its point.
+        point: String,
+        /// The repository.
+        path: PathBuf,
+        /// The guest's monitor.
+        address: String,
+        /// Why it cannot be read.
+        why: String,
+    },
+    /// An earlier run has to be finished first, in a repository that this host may not touch.
+    #[error(
+        "Run {run} of the guest was cut off and has to be finished first, but its repository {} is outside of this host's roots: \
+         it was left as it is. Let the roots of host.toml hold that repository, then \
+         `driftline recover --qmp {address} --repository {}` finishes it", path.display(), path.display()
+    )]
+    EarlierOutsideRoots {
+        /// The run.
+        run: String,
+        /// Its repository.
+        path: PathBuf,
+        /// The guest's monitor.
+        address: String,
     },
     /// QEMU does not answer, and cannot be proven gone.
     #[error("QEMU does not answer on {address}; the run goes on from its journal when it does")]
@@ -313,6 +351,8 @@ impl EngineError {
             Self::TooManyAttempts { .. } => "TooManyAttempts",
             Self::DescriptorsKept { .. } => "DescriptorsKept",
             Self::JobStuck { .. } | Self::NotCleared { .. } => TARGET_STUCK,
+            Self::CommitUnknown { .. } => "RepositoryUnavailable",
+            Self::EarlierOutsideRoots { .. } => "OutsideRoots",
             Self::GuestInUse { .. } => "GuestInUse",
             Self::Unanswered { .. } => "MonitorUnanswered",
             Self::OtherMachine { .. } => "OtherMachine",
@@ -330,7 +370,10 @@ impl EngineError {
             Self::Journal(source) => source.retry(),
             Self::Repository { source, .. } => source.retry(),
             Self::TargetUnsafe { why: Unsafe::ScratchFull { .. }, .. } => Retry::Backoff,
-            Self::TargetUnsafe { .. } | Self::ReadOnly { .. } | Self::NotFleeced { .. } => Retry::OnChange,
+            Self::TargetUnsafe { .. }
+            | Self::ReadOnly { .. }
+            | Self::NotFleeced { .. }
+            | Self::EarlierOutsideRoots { .. } => Retry::OnChange,
             Self::NoSpace { .. }
             | Self::Sentinel { .. }
             | Self::Sync { .. }
@@ -349,6 +392,7 @@ impl EngineError {
             | Self::DescriptorsKept { .. }
             | Self::JobStuck { .. }
             | Self::NotCleared { .. }
+            | Self::CommitUnknown { .. }
             | Self::GuestInUse { .. }
             | Self::Unanswered { .. }
             | Self::OtherMachine { .. }
@@ -376,21 +420,5 @@ impl EngineError {
             retriable: self.retry() != Retry::OnChange,
             cancelled: false,
         }
-    }
-}
-
-/// The reason after which the guest is continued if it still stands in `io-error`.
-pub(super) const GUEST_HARMED: &str = "GuestHarmed";
-
-/// What a run has left cannot be removed yet.
-pub(super) const TARGET_STUCK: &str = "TargetStuck";
-
-/// The failure of a run that somebody cancelled.
-pub(super) fn cancelled() -> Failure {
-    Failure {
-        reason: "Cancelled".to_owned(),
-        message: "The run was cancelled; nothing of it is left".to_owned(),
-        retriable: false,
-        cancelled: true,
     }
 }

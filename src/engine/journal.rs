@@ -5,6 +5,7 @@
 //! exchanged with the old one, and the folder synced: never torn, and since both files keep their space from the first
 //! state on, a disk that fills up cannot stop a run half-way from being written down.
 
+mod aside;
 #[cfg(test)]
 mod fixture;
 mod kept;
@@ -15,6 +16,7 @@ mod store;
 pub(in crate::engine) use self::fixture::{fixture, increment, request};
 
 pub use self::{
+    aside::{Aside, Left},
     record::{Failure, Record, RecordDisk, RecordVariables, State},
     store::{Journal, JournalError},
 };

@@ -11,7 +11,7 @@ use crate::qmp::block::{JobInfo, JobStatus};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// Whether the point's manifest is in the repository.
-    pub manifest: bool,
+    pub manifest: Manifest,
     /// What there is of QEMU.
     pub qemu: Qemu,
     /// How often the target nodes were deleted and the jobs looked at since: the fence of `sending`.
@@ -19,6 +19,17 @@ pub struct Found {
     /// Whether QEMU is still spoken to on the connection that the transaction was sent on. On another one a dead
     /// client's command may run after our first reply (measured).
     pub same_connection: bool,
+}
+
+/// What is known about the point's manifest, which is the commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Manifest {
+    /// It is in the repository.
+    There,
+    /// It is not: the repository was read, or the attempt cannot have come so far.
+    Absent,
+    /// The repository cannot be read now, and why.
+    Unknown(Failure),
 }
 
 /// What there is of the record's QEMU.
@@ -57,16 +68,23 @@ pub enum Next {
     Fail(Failure),
     /// Nothing can be known until QEMU answers or its process ends.
     AwaitQemu,
+    /// Whether the point was committed cannot be known until the repository is back, and why: nothing of the attempt stays in
+    /// QEMU but its bitmaps, which the next backup needs if it was.
+    AwaitRepository(Failure),
 }
 
 /// The first row of the table that fits.
 pub fn next(record: &Record, found: &Found) -> Next {
-    if found.manifest {
+    if found.manifest == Manifest::There {
         return Next::CleanUp;
     }
     match (&record.state, &found.qemu) {
+        // It looks again.
         (State::Copied { .. }, _) => Next::Commit,
-        (State::Failing(_), _) => Next::Undo,
+        (State::Failing(_), _) => match &found.manifest {
+            Manifest::Unknown(why) if record.may_be_committed() => Next::AwaitRepository(why.clone()),
+            Manifest::There | Manifest::Absent | Manifest::Unknown(_) => Next::Undo,
+        },
         (_, Qemu::Unreachable) => Next::AwaitQemu,
         (State::Intent, Qemu::Gone | Qemu::There(_)) => Next::StartOver,
         (State::Sending { .. } | State::Running { .. }, Qemu::Gone) => Next::Fail(guest_gone()),

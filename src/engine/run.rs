@@ -2,6 +2,7 @@
 //! again: the way after a crash is the way of every run. The acts stand in the files beneath, this one holds the loop.
 
 mod adopt;
+mod aside;
 mod begin;
 mod clean;
 mod commit;
@@ -77,6 +78,8 @@ pub(super) enum Driven {
     StartOver,
     /// Left as it is, to be gone on with from the journal.
     Detached,
+    /// It waits for its repository, which alone knows whether it was committed. The guest's other runs go on.
+    SetAside(EngineError),
     /// The engine cannot go on; the journal stands.
     Broken(EngineError),
 }
@@ -110,6 +113,8 @@ pub(super) struct Run<'a> {
     silent_since: Option<Instant>,
     /// The scratch files that this process has made for the attempt.
     scratches: Vec<OwnedFd>,
+    /// What stays of the record in QEMU or in the scratch folder, and why.
+    pub(super) stays: Option<String>,
 }
 
 impl<'a> Run<'a> {
@@ -135,6 +140,7 @@ impl<'a> Run<'a> {
             fresh: false,
             silent_since: None,
             scratches: Vec::new(),
+            stays: None,
         }
     }
 
@@ -181,7 +187,7 @@ impl<'a> Run<'a> {
                     return self.not_begun(request, Halt::Failed(error)).await;
                 }
                 Driven::StartOver => (attempts, started) = (record.attempts, record.started),
-                Driven::Broken(error) => {
+                Driven::Broken(error) | Driven::SetAside(error) => {
                     // Not published: the journal keeps the run, which may still become a point.
                     self.state.fail(&error.failure(), self.now());
                     return;
@@ -295,6 +301,7 @@ impl<'a> Run<'a> {
                 return Ok(Some(Driven::Complete));
             }
             Next::Commit => self.commit(record).await?,
+            Next::AwaitRepository(why) => return self.await_repository(record, why).await.map(Some),
             Next::Undo => return self.end_failed(record).await.map(Some),
             Next::StartOver => return self.start_over(record).await.map(|()| Some(Driven::StartOver)),
             Next::Fence => {

@@ -1,6 +1,7 @@
 //! The engine with a scripted QEMU: stopped at every act, cut off at every command, refused, cancelled, and always:
 //! no committed point lost, nothing left behind, at most one transaction.
 
+mod away;
 mod crashes;
 mod hangs;
 mod harm;

@@ -1,6 +1,7 @@
 //! The engine against a real QEMU: what is restored equals the disks of the instant, whatever is written meanwhile and
 //! whoever dies, and nothing is left behind.
 
+mod away;
 mod definition;
 mod filters;
 mod fleeced;

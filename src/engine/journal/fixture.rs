@@ -67,6 +67,8 @@ pub(in crate::engine) fn fixture() -> Record {
         block_graph: serde_json::Value::Null,
         command_line: None,
         variables: Vec::new(),
+        committing: false,
+        told: false,
     }
 }
 

@@ -54,6 +54,12 @@ pub struct Record {
     /// The firmware's variables, which are stored beside the disks.
     #[serde(default)]
     pub variables: Vec<RecordVariables>,
+    /// Whether the manifest may have been written: true from just before that on. A record of an earlier version does not tell.
+    #[serde(default = "untold")]
+    pub committing: bool,
+    /// Whether the run was told as ended while nobody knew whether the attempt was committed: whatever is found, that stands.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub told: bool,
 }
 
 /// The variables of a guest's firmware: a small file of its own.
@@ -167,6 +173,11 @@ impl Record {
         }
     }
 
+    /// Whether the point's manifest can be in the repository.
+    pub fn may_be_committed(&self) -> bool {
+        self.committing && self.disks.iter().all(|disk| disk.copied.is_some())
+    }
+
     /// Whether the jobs read from a snapshot, so that their targets cannot hurt the guest.
     pub fn is_fleeced(&self) -> bool {
         self.disks.iter().any(|disk| disk.scratch.is_some())
@@ -225,4 +236,8 @@ impl Record {
     pub fn repository(&self) -> &PathBuf {
         &self.request.repository.path
     }
+}
+
+fn untold() -> bool {
+    true
 }

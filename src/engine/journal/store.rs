@@ -113,27 +113,37 @@ impl Journal {
         read(&self.path(guest))
     }
 
-    /// The points of all records, but those of one guest.
+    /// The points of all records, but that of one guest, and of all that was set aside, that guest's too: as long as nobody
+    /// knows whether a point was committed, its bitmaps stay, and nothing builds on them.
     pub fn in_flight(&self, but: Option<&GuestId>) -> Result<BTreeSet<PointId>, JournalError> {
-        let records = self.all()?.into_iter();
-        Ok(records.filter(|record| Some(&record.request.guest.uuid) != but).map(|record| record.point).collect())
+        let records = self.all()?.into_iter().filter(|record| Some(&record.request.guest.uuid) != but);
+        Ok(records.chain(self.all_unknown()?).map(|record| record.point).collect())
     }
 
     /// All records, of all guests.
     pub fn all(&self) -> Result<Vec<Record>, JournalError> {
+        self.each("json", read)
+    }
+
+    /// What `read` finds in the files of that ending.
+    pub(super) fn each<T, I: IntoIterator<Item = T>>(
+        &self,
+        ending: &str,
+        read: impl Fn(&Path) -> Result<I, JournalError>,
+    ) -> Result<Vec<T>, JournalError> {
         let failed = |source| JournalError::Read { path: self.running.clone(), source };
-        let mut records = Vec::new();
+        let mut all = Vec::new();
         for entry in fs::read_dir(&self.running).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            if path.extension().is_some_and(|end| end == "json") {
+            if path.extension().is_some_and(|end| end == ending) {
                 match read(&path) {
-                    Ok(record) => records.extend(record),
+                    Ok(found) => all.extend(found),
                     // One guest's damaged record does not stop the others.
                     Err(error) => tracing::error!(%error, "a record of the journal is left out"),
                 }
             }
         }
-        Ok(records)
+        Ok(all)
     }
 
     /// Makes `record` what stands in the journal: durable when this returns, whatever dies next. When it fails, what

@@ -44,6 +44,7 @@ fn decide(state: &str, manifest: bool, qemu: &str, fenced: u8, same_connection: 
                 .collect(),
         ),
     };
+    let manifest = if manifest { Manifest::There } else { Manifest::Absent };
     match next(&record, &Found { manifest, qemu, fenced, same_connection }) {
         Next::Fail(failure) => format!("Fail({})", failure.reason),
         next => format!("{next:?}"),
@@ -101,6 +102,37 @@ fn jobs_of_another_attempt_are_not_ours() {
     record.state = State::Running { at: record.started };
     let mut jobs: Vec<_> = (0..2).map(|index| job(&record, index, JobStatus::Concluded, None)).collect();
     jobs[1].id = "driftline.ffffffff.00000002".to_owned();
-    let found = Found { manifest: false, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
+    let found = Found { manifest: Manifest::Absent, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
     assert!(matches!(next(&record, &found), Next::Fail(failure) if failure.reason == "JobLost"));
+}
+
+#[test]
+fn what_may_have_been_committed_is_not_undone_before_its_repository_tells() {
+    let away = Failure { reason: "FolderMissing".to_owned(), ..guest_gone() };
+    let unknown =
+        Found { manifest: Manifest::Unknown(away.clone()), qemu: Qemu::Unreachable, fenced: 0, same_connection: false };
+    let mut record = fixture();
+    record.state = State::Failing(guest_gone());
+    for disk in &mut record.disks {
+        disk.copied = Some(65536);
+    }
+    assert_eq!(next(&record, &unknown), Next::Undo, "it had not come to a manifest");
+    record.committing = true;
+    assert_eq!(next(&record, &unknown), Next::AwaitRepository(away));
+    assert_eq!(next(&record, &Found { manifest: Manifest::Absent, ..unknown.clone() }), Next::Undo);
+    assert_eq!(next(&record, &Found { manifest: Manifest::There, ..unknown.clone() }), Next::CleanUp);
+    record.state = State::Copied { at: record.started };
+    assert_eq!(next(&record, &unknown), Next::Commit, "which waits for a while, and looks again");
+}
+
+#[test]
+fn a_record_of_an_earlier_version_may_have_been_committed_from_copied_on() {
+    let mut text = serde_json::to_value(fixture()).unwrap();
+    assert!(text.as_object_mut().unwrap().remove("committing").is_some());
+    let mut record: Record = serde_json::from_value(text).unwrap();
+    assert!(!record.may_be_committed(), "it was not copied");
+    for disk in &mut record.disks {
+        disk.copied = Some(0);
+    }
+    assert!(record.may_be_committed());
 }

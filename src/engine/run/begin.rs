@@ -124,6 +124,8 @@ impl Run<'_> {
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
             command_line,
             variables: variables(&guest.disks, readable.is_some()),
+            committing: false,
+            told: false,
         };
         self.check()?;
         self.save(&record).await?;
@@ -132,6 +134,7 @@ impl Run<'_> {
 
     async fn look_at_repository(&mut self, request: &BackupRequest) -> Done<(Space, Scan)> {
         let Store { repository, .. } = self.store(request).await?;
+        self.discard_left(request).await?;
         let guest = request.guest.clone();
         self.blocking("scan", "Reading the repository", move || {
             let scan = repository.scan(&guest.uuid)?;

@@ -29,16 +29,18 @@ use crate::{
 };
 
 /// What is to be done in QEMU.
-#[derive(Debug, Clone, Copy)]
-enum Work {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Work {
     /// Step 9.
     Tidy,
     /// The failure path; `harmed`: the guest is continued where it stands in `io-error`.
     Undo { harmed: bool },
+    /// The same without the bitmaps: the attempt may have been committed.
+    LetGo,
 }
 
 /// What became of the part of an attempt that is in QEMU.
-enum Cleared {
+pub(super) enum Cleared {
     /// Nothing of it is there.
     All,
     /// Something stays, with the word for it and what to say about it.
@@ -74,7 +76,7 @@ impl Run<'_> {
     async fn clear(&self, client: &Client, record: &Record, work: Work) -> Done<()> {
         match work {
             Work::Tidy => self.tidy(client, record).await,
-            Work::Undo { harmed } => self.undo_in_qemu(client, record, harmed).await,
+            Work::Undo { .. } | Work::LetGo => self.undo_in_qemu(client, record, work).await,
         }
     }
 
@@ -112,8 +114,9 @@ impl Run<'_> {
     pub(super) async fn end_failed(&mut self, record: &Record) -> Done<Driven> {
         let State::Failing(failure) = &record.state else { return Ok(Driven::Failed) };
         let harmed = failure.reason == GUEST_HARMED;
-        let cleared = self.undo(record, harmed).await?;
+        let (cleared, left) = self.undo(record, harmed).await?;
         let mut failure = failure.clone();
+        failure.message.extend(left.map(|what| format!("; {what}")));
         if let Cleared::Stuck(reason, what) = &cleared {
             failure = Failure {
                 reason: (*reason).to_owned(),
@@ -130,7 +133,7 @@ impl Run<'_> {
 
     /// Undoes an attempt that never began, so that a new one may. The journal stays until that one is written over it.
     pub(super) async fn start_over(&mut self, record: &mut Record) -> Done<()> {
-        match self.undo(record, false).await? {
+        match self.undo(record, false).await?.0 {
             Cleared::All => {
                 self.empty_scratches();
                 self.fenced = 0;
@@ -138,9 +141,10 @@ impl Run<'_> {
                 Ok(())
             }
             Cleared::Stuck(reason, what) => {
-                let failure = Failure { reason: reason.to_owned(), message: what, retriable: true, cancelled: false };
+                let (message, why) = (what.clone(), what);
+                let failure = Failure { reason: reason.to_owned(), message, retriable: true, cancelled: false };
                 self.fail(record, failure).await?;
-                Err(EngineError::NotCleared { run: record.request.run_name.clone() }.into())
+                Err(EngineError::NotCleared { run: record.request.run_name.clone(), why }.into())
             }
         }
     }
@@ -155,10 +159,14 @@ impl Run<'_> {
         }
         if let Cleared::Stuck(_, what) = cleared {
             tracing::warn!(run = %record.request.run, "{what}; the guest's next run tries again");
+            self.stays = Some(what.clone());
         }
+        let told = record.told;
         let kept = self
             .journal(move |journal| {
-                journal.finish(&ended, now)?;
+                if !told {
+                    journal.finish(&ended, now)?;
+                }
                 if forget { journal.remove(&guest) } else { Ok(()) }
             })
             .await;
@@ -170,41 +178,28 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The plan undone, the last step first.
-    async fn undo(&mut self, record: &Record, harmed: bool) -> Done<Cleared> {
+    /// The plan undone, the last step first; and what is said of a repository in which its files stay: that holds up nothing.
+    async fn undo(&mut self, record: &Record, harmed: bool) -> Done<(Cleared, Option<String>)> {
         let within = self.engine.patience.undo;
         let cleared = self.clear_within(record, within, Work::Undo { harmed }).await?;
         if matches!(cleared, Cleared::Stuck(..)) {
             // QEMU may still write to the files; the journal leads to them.
-            return Ok(cleared);
+            return Ok((cleared, None));
         }
-        let mut stays = None;
-        for (place, done) in
-            [("scratch folder", self.discard_staging(record).await), ("repository", self.discard(record).await)]
-        {
-            match done {
-                Ok(()) => {}
-                Err(Halt::Failed(error)) => {
-                    let failure = error.failure();
-                    stays = Some(format!("Partial files stay in the {place} ({})", failure.message));
-                }
-                Err(halt) => return Err(halt),
+        let staged = self.discard_staging(record).await;
+        let left = self.discard_or_leave(record).await?;
+        match staged {
+            Ok(()) => Ok((Cleared::All, left)),
+            Err(Halt::Failed(error)) => {
+                let what = format!("Partial files stay in the scratch folder ({})", error.failure().message);
+                Ok((Cleared::Stuck(TARGET_STUCK, what), left))
             }
+            Err(halt) => Err(halt),
         }
-        Ok(stays.map_or(Cleared::All, |what| Cleared::Stuck(TARGET_STUCK, what)))
-    }
-
-    async fn discard(&mut self, record: &Record) -> Done<()> {
-        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
-        self.repository(record, "discard", move |repository| match repository.partial_point(&guest, &point)? {
-            Some(partial) => partial.discard(),
-            None => Ok(()),
-        })
-        .await
     }
 
     /// The part of the plan's undoing that is in QEMU. What is not there was not done, or is undone already.
-    async fn undo_in_qemu(&self, client: &Client, record: &Record, harmed: bool) -> Done<()> {
+    async fn undo_in_qemu(&self, client: &Client, record: &Record, work: Work) -> Done<()> {
         self.end_jobs(client, record, true).await?;
         let nodes = self.nodes(client).await?;
         for undo in plan::undo(record) {
@@ -212,12 +207,13 @@ impl Run<'_> {
                 // All of them are ended above, because the first ones' targets may be needed by the last; the files go
                 // once QEMU has let go of them; the descriptors below.
                 Undo::EndJob { .. } | Undo::DiscardStaging | Undo::DiscardPoint | Undo::RemoveFds { .. } => {}
+                Undo::RemoveBitmap { .. } if work == Work::LetGo => {}
                 Undo::RemoveBitmap { name } => self.remove_bitmap(client, &nodes, &name).await?,
                 Undo::SwitchBack { drive } => self.switch_back(client, &drive).await?,
                 Undo::CloseNode { node } => self.close_node(client, &nodes, &node).await?,
             }
         }
-        if harmed {
+        if work == (Work::Undo { harmed: true }) {
             let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
             if status.status == RunState::IoError {
                 self.execute(client, "Continuing the guest", &Cont {}).await?;
@@ -293,7 +289,7 @@ impl Run<'_> {
 
     /// Does the work in the record's QEMU, again after a lost connection, for as long as `within`. A QEMU that is gone
     /// has nothing of ours.
-    async fn clear_within(&self, record: &Record, within: Duration, work: Work) -> Done<Cleared> {
+    pub(super) async fn clear_within(&self, record: &Record, within: Duration, work: Work) -> Done<Cleared> {
         let until = Instant::now() + within;
         loop {
             let problem = match self.same_qemu(record).await {

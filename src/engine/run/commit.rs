@@ -27,7 +27,7 @@ use crate::{
 
 impl Run<'_> {
     /// Commits the point, or says why it cannot be.
-    pub(super) async fn commit(&mut self, record: &Record) -> Done<()> {
+    pub(super) async fn commit(&mut self, record: &mut Record) -> Done<()> {
         self.phase(Phase::Finishing);
         let mut until = None;
         loop {
@@ -56,7 +56,7 @@ impl Run<'_> {
         }
     }
 
-    async fn try_commit(&mut self, record: &Record) -> Done<()> {
+    async fn try_commit(&mut self, record: &mut Record) -> Done<()> {
         let partial = self.open_partial(record).await?;
         self.take_staged(record, &partial).await?;
         let mut sealed = Vec::new();
@@ -76,6 +76,12 @@ impl Run<'_> {
                 Some(stored) => variables.stored.push(stored),
                 None => variables.left_out.push(drive.disk.clone()),
             }
+        }
+        // Whoever finds the repository gone from here on does not know whether the manifest is in it.
+        if !record.committing {
+            let committing = Record { committing: true, ..record.clone() };
+            self.save(&committing).await?;
+            *record = committing;
         }
         let (record_there, engine) = (record.clone(), Arc::clone(&self.engine));
         self.repository(record, "commit", move |repository| {

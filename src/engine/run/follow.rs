@@ -11,7 +11,7 @@ use crate::{
         fleecing,
         journal::{Record, RecordDisk, State},
         progress::Phase,
-        recover::{self, Found, Next, Qemu},
+        recover::{self, Found, Manifest, Next, Qemu},
         space,
     },
     ids::NodeRole,
@@ -46,7 +46,7 @@ impl Run<'_> {
                 self.allocate_the_rest(record, &jobs).await?;
                 allocated = true;
             }
-            let found = Found { manifest: false, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
+            let found = Found { manifest: Manifest::Absent, qemu: Qemu::There(jobs), fenced: 0, same_connection: true };
             if recover::next(record, &found) != Next::Follow {
                 return Ok(());
             }

@@ -7,7 +7,7 @@ use super::{Done, EngineError, Halt, Run};
 use crate::{
     engine::{
         journal::{Record, State},
-        recover::{Found, Qemu},
+        recover::{Found, Manifest, Qemu},
     },
     ids::NodeRole,
     qmp::{
@@ -20,24 +20,24 @@ use crate::{
 impl Run<'_> {
     /// What there is beside the journal.
     pub(super) async fn look(&mut self, record: &Record) -> Done<Found> {
-        // Before `copied` was written there can be no manifest, and afterwards QEMU is not needed for the commit.
-        let (manifest, qemu) = match record.state {
-            State::Copied { .. } => (self.has_manifest(record).await?, Qemu::Unreachable),
-            State::Failing(_) => (self.has_manifest(record).await?, Qemu::Unreachable),
-            State::Intent | State::Sending { .. } | State::Running { .. } => (false, self.qemu(record).await?),
+        // From `copied` on QEMU is not needed for the commit.
+        let manifest = if record.may_be_committed() { self.manifest(record).await? } else { Manifest::Absent };
+        let qemu = match record.state {
+            State::Copied { .. } | State::Failing(_) => Qemu::Unreachable,
+            State::Intent | State::Sending { .. } | State::Running { .. } => self.qemu(record).await?,
         };
         let same_connection = self.sent_on.as_ref().is_some_and(|client| !client.is_closed());
         Ok(Found { manifest, qemu, fenced: self.fenced, same_connection })
     }
 
-    /// A repository that cannot be read now shows no manifest; committing and discarding look again.
-    pub(super) async fn has_manifest(&mut self, record: &Record) -> Done<bool> {
+    async fn manifest(&mut self, record: &Record) -> Done<Manifest> {
         let point = record.point.clone();
         let guest = record.request.guest.uuid.clone();
-        let found = self.repository(record, "point", move |repository| repository.point(&guest, &point)).await;
-        match found {
-            Err(Halt::Failed(_)) => Ok(false),
-            found => Ok(found?.is_some()),
+        match self.repository(record, "point", move |repository| repository.point(&guest, &point)).await {
+            Ok(Some(_)) => Ok(Manifest::There),
+            Ok(None) => Ok(Manifest::Absent),
+            Err(Halt::Failed(error)) => Ok(Manifest::Unknown(error.failure())),
+            Err(halt) => Err(halt),
         }
     }
 

@@ -68,14 +68,22 @@ impl Host {
     }
 
     pub(super) fn engine(&self) -> Engine {
-        self.engine_by(clock::system())
+        self.engine_with(self.roots(), clock::system())
     }
 
     pub(super) fn engine_by(&self, clock: clock::Clock) -> Engine {
+        self.engine_with(self.roots(), clock)
+    }
+
+    pub(super) fn engine_on(&self, roots: Roots) -> Engine {
+        self.engine_with(roots, clock::system())
+    }
+
+    fn engine_with(&self, roots: Roots, clock: clock::Clock) -> Engine {
         let settings = Settings {
             state: self.folder.path().join("state"),
             locks: self.folder.path().join("locks"),
-            roots: self.roots(),
+            roots,
             tool: self.tool(),
             clock,
             reserve_bytes: MIB,

@@ -1,0 +1,262 @@
+//! What earlier runs of a guest have left: finished or undone before anything new begins on it, or by a recovery. What only a
+//! repository can tell that is not there holds up nothing but runs into that repository.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use serde::Serialize;
+
+use super::{
+    Engine, EngineError, Inner,
+    journal::{Record, State},
+    lock::GuestLock,
+    progress::RunState,
+    request::{BackupRequest, RepositoryRef, RunControl},
+    run::{self, Driven, Run},
+};
+use crate::{
+    ids::{GuestId, RepositoryId},
+    qmp::Monitor,
+};
+
+/// What a recovery found and did.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recovered {
+    /// How the run ended that the journal held; none when it held none, or one that had not begun and is undone.
+    pub run: Option<RunState>,
+    /// Whether the journal held anything.
+    pub found: bool,
+    /// What of unknown attempts was removed from QEMU: jobs, nodes and descriptors.
+    pub adopted: Vec<String>,
+    /// Bitmaps that nobody can use any more, removed from QEMU.
+    pub removed: Vec<String>,
+    /// What waits for a repository that could not be reached, and what became of attempts whose runs were told as ended while
+    /// they did; sentences.
+    pub notes: Vec<String>,
+}
+
+/// What became of the earlier runs.
+pub(super) enum Earlier {
+    /// Nothing of them is in the way. The record is the run's own, where one waited for its repository.
+    Finished(Option<Box<Record>>),
+    /// One goes on, and nobody waits for it any more.
+    Left,
+}
+
+/// Whether the record is the run's to go on with. One that was told as ended is finished like another's.
+pub(super) fn is_of(record: &Record, request: &BackupRequest) -> bool {
+    record.request.run == request.run && !record.told
+}
+
+impl Engine {
+    /// The record of a guest whose lock is held.
+    pub(super) fn held(&self, guest: &GuestId) -> Result<Option<Record>, EngineError> {
+        let record = self.0.journal.load(guest).map_err(EngineError::Journal)?;
+        if let Some(record) = &record {
+            self.0.journal.forget_aside(record).map_err(EngineError::Journal)?;
+        }
+        Ok(record)
+    }
+
+    /// Finishes what earlier runs have left: the record, and what waits for the repository of the request, which may be
+    /// back. A run of that name that has ended meanwhile has no record.
+    pub(super) async fn finish_earlier(
+        &self,
+        monitor: &Monitor,
+        control: &RunControl,
+        lock: &GuestLock,
+        request: &BackupRequest,
+        record: Option<Record>,
+    ) -> Result<Earlier, EngineError> {
+        if let Some(record) = record
+            && let Driven::Detached = self.finish_other(monitor, control, lock, record).await?
+        {
+            return Ok(Earlier::Left);
+        }
+        if self.finished(&request.run).is_some() {
+            return Ok(Earlier::Finished(None));
+        }
+        let aside = self.0.journal.aside(&request.guest.uuid).map_err(EngineError::Journal)?;
+        for mut record in aside.unknown {
+            if is_of(&record, request) {
+                self.0.journal.take_back(&record).map_err(EngineError::Journal)?;
+                return Ok(Earlier::Finished(Some(Box::new(record))));
+            }
+            if record.request.repository.id != request.repository.id {
+                continue;
+            }
+            // It may have another path by now.
+            record.request.repository.clone_from(&request.repository);
+            if let Driven::Detached = self.settle(monitor, control, lock, record).await? {
+                return Ok(Earlier::Left);
+            }
+        }
+        Ok(Earlier::Finished(None))
+    }
+
+    /// Goes on with what was set aside: its repository may tell now.
+    async fn settle(
+        &self,
+        monitor: &Monitor,
+        control: &RunControl,
+        lock: &GuestLock,
+        record: Record,
+    ) -> Result<Driven, EngineError> {
+        self.0.journal.take_back(&record).map_err(EngineError::Journal)?;
+        self.finish_other(monitor, control, lock, record).await
+    }
+
+    /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.
+    async fn finish_other(
+        &self,
+        monitor: &Monitor,
+        control: &RunControl,
+        lock: &GuestLock,
+        mut record: Record,
+    ) -> Result<Driven, EngineError> {
+        let engine = self.reaching(&record.request.repository).await?;
+        // What is undone already loses nothing by it.
+        if !matches!(record.state, State::Failing(_)) && is_outside(&engine, &record).await? {
+            return Err(EngineError::EarlierOutsideRoots {
+                run: record.request.run_name,
+                path: record.request.repository.path,
+                address: monitor.address().to_string(),
+            });
+        }
+        let mut state = RunState::waiting(&record.request, record.started);
+        state.follow_record(&record);
+        let mut run = Run::new(engine, monitor, control, lock.clone(), state, false);
+        let driven = run.drive(&mut record).await;
+        run.release().await;
+        let stays = run.stays.take();
+        match driven {
+            Driven::Broken(error) => return Err(error),
+            Driven::StartOver => {
+                self.0.journal.remove(&record.request.guest.uuid).map_err(EngineError::Journal)?;
+            }
+            Driven::Complete | Driven::Failed | Driven::SetAside(_) | Driven::Detached => {}
+        }
+        // What stays in QEMU stays in the journal, and no new run of the guest begins.
+        match self.0.journal.load(&record.request.guest.uuid).map_err(EngineError::Journal)? {
+            Some(_) if !matches!(driven, Driven::Detached) => Err(EngineError::NotCleared {
+                run: record.request.run_name,
+                why: stays.unwrap_or_else(|| "its record cannot be removed".to_owned()),
+            }),
+            _ => Ok(driven),
+        }
+    }
+
+    /// The engine as it reaches the repository of an earlier run: where no configuration bounds a person's words, the journal
+    /// holds one of them.
+    async fn reaching(&self, repository: &RepositoryRef) -> Result<Arc<Inner>, EngineError> {
+        let (engine, path) = (Arc::clone(&self.0), repository.path.clone());
+        let roots = tokio::task::spawn_blocking(move || engine.settings.roots.and(&path))
+            .await
+            .map_err(|source| EngineError::Broken { act: "Looking for the repository", source })?;
+        let mut inner = Inner::clone(&self.0);
+        inner.settings.roots = roots;
+        Ok(Arc::new(inner))
+    }
+
+    /// Finishes or undoes what the journal holds for a guest, and removes bitmaps of the repository that nobody can use any
+    /// more. With `adopt`, jobs, nodes and descriptors of our shape that no journal knows are removed from QEMU too: a
+    /// person says that nobody else is at work.
+    ///
+    /// # Errors
+    /// When the guest is locked, its journal cannot be used, or QEMU does not answer.
+    pub async fn recover(
+        &self,
+        monitor: &Monitor,
+        guest: &GuestId,
+        repository: &RepositoryId,
+        adopt: bool,
+    ) -> Result<Recovered, EngineError> {
+        let lock = self.lock_soon(guest, "recover").await?;
+        let record = self.held(guest)?;
+        let mut recovered = Recovered { found: record.is_some(), ..Recovered::default() };
+        if let Some(record) = record {
+            let (run, control) = (record.request.run.clone(), RunControl::new(&record.request, record.started));
+            self.finish_other(monitor, &control, &lock, record).await?;
+            recovered.run = self.finished(&run);
+        }
+        self.settle_all(monitor, guest, &lock, &mut recovered).await?;
+        if adopt {
+            recovered.adopted = run::adopt(monitor, &self.0.journal, guest).await?;
+        }
+        let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
+        self.give_up_kept_by(&client, guest).await?;
+        recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
+        Ok(recovered)
+    }
+
+    /// Settles all that waits for a repository which is there, and says what still waits.
+    async fn settle_all(
+        &self,
+        monitor: &Monitor,
+        guest: &GuestId,
+        lock: &GuestLock,
+        recovered: &mut Recovered,
+    ) -> Result<(), EngineError> {
+        let aside = self.0.journal.aside(guest).map_err(EngineError::Journal)?;
+        for record in aside.unknown {
+            let (run, control) = (record.request.run.clone(), RunControl::new(&record.request, record.started));
+            let (name, point, told) = (record.request.run_name.clone(), record.point.clone(), record.told);
+            match self.settle(monitor, &control, lock, record).await? {
+                Driven::SetAside(error) => recovered.notes.push(error.failure().message),
+                Driven::Complete if told => recovered.notes.push(format!("Run {name} had stored point {point}")),
+                _ if told => recovered.notes.push(format!("Run {name} had not stored point {point}; it is undone")),
+                _ => (recovered.found, recovered.run) = (true, self.finished(&run)),
+            }
+        }
+        let mut looked = BTreeSet::new();
+        for left in aside.folders.iter().filter(|left| looked.insert(left.request.repository.id.clone())) {
+            let request = &left.request;
+            let (engine, control) = (self.reaching(&request.repository).await?, RunControl::new(request, self.now()));
+            let state = RunState::waiting(request, self.now());
+            let mut run = Run::new(engine, monitor, &control, lock.clone(), state, false);
+            let discarded = run.discard_left(request).await;
+            run.release().await;
+            if let Err(run::Halt::Failed(error)) = discarded {
+                return Err(error);
+            }
+        }
+        for left in self.0.journal.aside(guest).map_err(EngineError::Journal)?.folders {
+            let (point, path) = (left.point, left.request.repository.path);
+            let what = format!("The partial files of point {point} stay until repository {} is there", path.display());
+            recovered.notes.push(what);
+        }
+        Ok(())
+    }
+
+    /// The runs that the journal holds, to be gone on with when a process starts.
+    ///
+    /// # Errors
+    /// When the journal's folder cannot be read. A record that cannot be read is logged and left out.
+    pub fn unfinished(&self) -> Result<Vec<BackupRequest>, EngineError> {
+        let mut records = self.0.journal.all().map_err(EngineError::Journal)?;
+        records.extend(self.0.journal.all_unknown().map_err(EngineError::Journal)?.into_iter().filter(|one| !one.told));
+        Ok(records.into_iter().map(|record| record.request).collect())
+    }
+
+    /// How a run ended; none when it has not, or longer than 7 days ago.
+    pub fn finished(&self, run: &str) -> Option<RunState> {
+        self.0.journal.finished(run)
+    }
+
+    /// Whether the journal holds the run. A cancel then goes its way under the lock: the copy may be complete already.
+    pub fn holds(&self, request: &BackupRequest) -> bool {
+        let guest = &request.guest.uuid;
+        let (Ok(record), Ok(aside)) = (self.0.journal.load(guest), self.0.journal.aside(guest)) else { return true };
+        record.iter().chain(&aside.unknown).any(|record| is_of(record, request))
+    }
+}
+
+/// Whether the repository of a record is one that this host may not touch.
+async fn is_outside(engine: &Arc<Inner>, record: &Record) -> Result<bool, EngineError> {
+    let (engine, path) = (Arc::clone(engine), record.request.repository.path.clone());
+    tokio::task::spawn_blocking(
+        move || matches!(engine.settings.roots.open(&path), Err(error) if error.reason() == "OutsideRoots"),
+    )
+    .await
+    .map_err(|source| EngineError::Broken { act: "Looking for the repository", source })
+}

@@ -1,0 +1,209 @@
+//! What attempts at a guest have left in repositories that could not be reached: `journal/<guest>.aside`. It waits there for
+//! its repository, which may never come back, and holds up nothing else of the guest. Blocking calls; the guest's lock is
+//! held by whoever changes it.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Journal, JournalError, Record,
+    store::{replace, sync_folder},
+};
+use crate::{
+    engine::request::BackupRequest,
+    ids::{AttemptId, GuestId, PointId},
+};
+
+/// What waits for a repository.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Aside {
+    /// Folders of points that were never committed, to be removed.
+    pub folders: Vec<Left>,
+    /// Attempts that may have been committed. QEMU has nothing of them any more but their bitmaps.
+    pub unknown: Vec<Record>,
+}
+
+/// The folder of a point that was never committed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Left {
+    /// The run that has made it: of which guest, in which repository.
+    pub request: BackupRequest,
+    /// The point.
+    pub point: PointId,
+}
+
+impl Aside {
+    fn without(mut self, attempt: &AttemptId) -> Self {
+        self.unknown.retain(|record| record.attempt != *attempt);
+        self
+    }
+
+    fn is_empty(&self) -> bool {
+        self.folders.is_empty() && self.unknown.is_empty()
+    }
+}
+
+impl Journal {
+    fn aside_path(&self, guest: &GuestId) -> PathBuf {
+        self.running.join(format!("{guest}.aside"))
+    }
+
+    /// What was set aside of a guest.
+    ///
+    /// # Errors
+    /// When the file cannot be read: it may name bitmaps that the next backup needs.
+    pub fn aside(&self, guest: &GuestId) -> Result<Aside, JournalError> {
+        read(&self.aside_path(guest))
+    }
+
+    /// The attempts of all guests of which nobody knows whether they were committed.
+    ///
+    /// # Errors
+    /// When the journal's folder cannot be read. A file that cannot be is logged and left out.
+    pub fn all_unknown(&self) -> Result<Vec<Record>, JournalError> {
+        self.each("aside", |path| Ok(read(path)?.unknown))
+    }
+
+    /// Sets a guest's record aside, which stands in the journal no more. A crash in between leaves it in both places.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn set_aside(&self, record: Record) -> Result<(), JournalError> {
+        let guest = record.request.guest.uuid.clone();
+        let mut aside = self.aside(&guest)?.without(&record.attempt);
+        aside.unknown.push(record);
+        self.set_all_aside(&guest, &aside)?;
+        self.remove(&guest)
+    }
+
+    /// Makes what was set aside the guest's record again, of which there is none now.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn take_back(&self, record: &Record) -> Result<(), JournalError> {
+        self.save(record)?;
+        self.forget_aside(record)
+    }
+
+    /// Forgets what a crash between the two places has left in this one.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn forget_aside(&self, record: &Record) -> Result<(), JournalError> {
+        let guest = &record.request.guest.uuid;
+        let before = self.aside(guest)?;
+        let after = before.clone().without(&record.attempt);
+        if after == before { Ok(()) } else { self.set_all_aside(guest, &after) }
+    }
+
+    /// Writes down a folder that cannot be removed now.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn leave_folder(&self, left: Left) -> Result<(), JournalError> {
+        let guest = left.request.guest.uuid.clone();
+        let mut aside = self.aside(&guest)?;
+        if !aside.folders.contains(&left) {
+            aside.folders.push(left);
+            self.set_all_aside(&guest, &aside)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets a folder that was removed.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn forget_folder(&self, left: &Left) -> Result<(), JournalError> {
+        let guest = &left.request.guest.uuid;
+        let mut aside = self.aside(guest)?;
+        aside.folders.retain(|known| known != left);
+        self.set_all_aside(guest, &aside)
+    }
+
+    fn set_all_aside(&self, guest: &GuestId, aside: &Aside) -> Result<(), JournalError> {
+        let path = self.aside_path(guest);
+        let write = || -> io::Result<()> {
+            if !aside.is_empty() {
+                return replace(&path, &serde_json::to_vec(aside)?);
+            }
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                removed => removed.and_then(|()| sync_folder(&self.running)),
+            }
+        };
+        write().map_err(|source| JournalError::Write { path: path.clone(), source })
+    }
+}
+
+fn read(path: &Path) -> Result<Aside, JournalError> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            serde_json::from_slice(&bytes).map_err(|source| JournalError::Malformed { path: path.to_owned(), source })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Aside::default()),
+        Err(source) => Err(JournalError::Read { path: path.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture::fixture, *};
+
+    #[test]
+    fn what_is_set_aside_is_in_flight_until_it_is_taken_back_and_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let record = fixture();
+        let guest = &record.request.guest.uuid;
+        journal.save(&record).unwrap();
+        for _ in 0..2 {
+            journal.set_aside(record.clone()).unwrap();
+            assert_eq!(journal.load(guest).unwrap(), None);
+            assert_eq!(journal.aside(guest).unwrap().unknown, vec![record.clone()]);
+            let in_flight = journal.in_flight(Some(guest)).unwrap();
+            assert!(in_flight.contains(&record.point), "it may be the next backup's base");
+            journal.take_back(&record).unwrap();
+            assert_eq!(journal.load(guest).unwrap(), Some(record.clone()));
+            assert_eq!(journal.aside(guest).unwrap(), Aside::default());
+        }
+        // What a crash between the two places leaves.
+        journal.set_aside(record.clone()).unwrap();
+        journal.save(&record).unwrap();
+        journal.forget_aside(&record).unwrap();
+        journal.remove(guest).unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("journal")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_is_left_is_written_down_once_and_is_not_in_flight() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let record = fixture();
+        let guest = &record.request.guest.uuid;
+        let left = Left { request: record.request.clone(), point: record.point.clone() };
+        for _ in 0..2 {
+            journal.leave_folder(left.clone()).unwrap();
+            assert_eq!(journal.aside(guest).unwrap().folders, vec![left.clone()]);
+        }
+        assert!(journal.in_flight(None).unwrap().is_empty());
+        journal.forget_folder(&left).unwrap();
+        assert_eq!(fs::read_dir(folder.path().join("journal")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_understood_stops_its_guest_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let guest = fixture().request.guest.uuid;
+        fs::write(journal.aside_path(&guest), "{").unwrap();
+        assert_eq!(journal.aside(&guest).unwrap_err().reason(), "JournalUnreadable");
+        assert!(journal.in_flight(None).unwrap().is_empty());
+    }
+}

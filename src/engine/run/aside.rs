@@ -1,0 +1,100 @@
+//! A repository that cannot be reached when a run is to end. What may be in it is written down and waits for it, and the
+//! guest's other runs do not.
+
+use super::{
+    Done, Driven, EngineError, Halt, Run,
+    clean::{Cleared, Work},
+};
+use crate::{
+    engine::{
+        error::cancelled,
+        journal::{Failure, Left, Record},
+        progress::Phase,
+        request::BackupRequest,
+    },
+    ids::PointId,
+};
+
+impl Run<'_> {
+    /// Nobody knows whether the attempt was committed. Nothing of it stays in QEMU but its bitmaps, which the next backup
+    /// needs if it was, and the run does not end before its repository tells; unless somebody cancels it.
+    pub(super) async fn await_repository(&mut self, record: &Record, why: Failure) -> Done<Driven> {
+        let cleared = self.clear_within(record, self.engine.patience.undo, Work::LetGo).await?;
+        if let Cleared::Stuck(_, why) = cleared {
+            return Err(EngineError::NotCleared { run: record.request.run_name.clone(), why }.into());
+        }
+        if let Err(Halt::Failed(error)) = self.discard_staging(record).await {
+            // The guest's next run removes it.
+            tracing::warn!(error = %error.failure().message, "staged images of an attempt that has failed stay");
+        }
+        self.empty_scratches();
+        let error = EngineError::CommitUnknown {
+            run: record.request.run_name.clone(),
+            point: record.point.to_string(),
+            path: record.repository().clone(),
+            address: self.monitor.address().to_string(),
+            why: why.message,
+        };
+        tracing::warn!(run = %record.request.run, "{}", error.failure().message);
+        let given_up = self.own && self.control.cancel.is_cancelled();
+        let aside = Record { told: record.told || given_up, ..record.clone() };
+        if !given_up {
+            self.journal(move |journal| journal.set_aside(aside)).await?;
+            self.phase(Phase::Finishing);
+            return Ok(Driven::SetAside(error));
+        }
+        let message = format!("The run was cancelled. {}", error.failure().message);
+        let now = self.now();
+        self.state.fail(&Failure { message, ..cancelled() }, now);
+        let ended = self.state.clone();
+        self.journal(move |journal| {
+            journal.finish(&ended, now)?;
+            journal.set_aside(aside)
+        })
+        .await?;
+        self.publish();
+        Ok(Driven::Failed)
+    }
+
+    /// Removes the attempt's files in the repository; where that cannot be now, they are written down, and why is said.
+    pub(super) async fn discard_or_leave(&mut self, record: &Record) -> Done<Option<String>> {
+        let error = match self.discard(&record.request, record.point.clone()).await {
+            Err(Halt::Failed(error)) => error,
+            done => return done.map(|()| None),
+        };
+        let left = Left { request: record.request.clone(), point: record.point.clone() };
+        self.journal(move |journal| journal.leave_folder(left)).await?;
+        let (path, why) = (record.repository().display(), error.failure().message);
+        let what = format!("its partial files stay in repository {path} until that can be written again ({why})");
+        tracing::warn!(run = %record.request.run, "{what}");
+        Ok(Some(what))
+    }
+
+    /// Removes what earlier attempts at the guest have left in the repository of `request`, which could not be reached then.
+    pub(in crate::engine) async fn discard_left(&mut self, request: &BackupRequest) -> Done<()> {
+        let guest = request.guest.uuid.clone();
+        let aside = self.journal(move |journal| journal.aside(&guest)).await?;
+        for left in aside.folders.into_iter().filter(|left| left.request.repository.id == request.repository.id) {
+            match self.discard(request, left.point.clone()).await {
+                Ok(()) => self.journal(move |journal| journal.forget_folder(&left)).await?,
+                Err(Halt::Failed(error)) => {
+                    tracing::warn!(point = %left.point, error = %error.failure().message, "partial files still stay");
+                }
+                Err(halt) => return Err(halt),
+            }
+        }
+        Ok(())
+    }
+
+    async fn discard(&mut self, request: &BackupRequest, point: PointId) -> Done<()> {
+        let (store, guest, lock) = (self.store(request).await?, request.guest.uuid.clone(), self.lock.clone());
+        self.blocking("discard", "Removing the files of the attempt", move || {
+            let _lock = lock;
+            match store.repository.partial_point(&guest, &point)? {
+                Some(partial) => partial.discard(),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+}
