@@ -122,18 +122,22 @@ impl Runs {
     async fn work(self, request: BackupRequest, control: RunControl) {
         let key = format!("{}/{}", request.guest.namespace, request.guest.name);
         let span = tracing::info_span!("run", run = request.run, name = request.run_name, guest = key);
-        self.0.metrics.runs_queued.inc();
-        let turn = self.turn(&key, &control).await;
-        self.0.metrics.runs_queued.dec();
-        if let Some((socket, _turn)) = turn {
-            let _active = Counted::new(&self.0.metrics);
-            let mut pause = FIRST_PAUSE;
-            while let Some((reason, message)) = self.attempt(&request, &control, &socket, &span).await {
-                tracing::warn!(parent: &span, reason, "{message}");
-                wait(&control.state, &reason, message);
-                tokio::select! { () = tokio::time::sleep(pause) => {} () = control.detach.cancelled() => break }
-                pause = (pause * 2).min(LONGEST_PAUSE);
+        let mut pause = FIRST_PAUSE;
+        while let Some((socket, turn)) = self.queue(&key, &request, &control).await {
+            let active = Counted::new(&self.0.metrics);
+            let held = self.attempt(&request, &control, &socket, &span).await;
+            // The guest's other runs go on, and do not wait without a word for what may never come.
+            drop((turn, active));
+            let Some((reason, message)) = held else { break };
+            tracing::warn!(parent: &span, reason, "{message}");
+            wait(&control.state, &reason, message);
+            let cancelled = control.cancel.is_cancelled();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = control.cancel.cancelled(), if !cancelled => {}
+                () = control.detach.cancelled() => break,
             }
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         self.ended(&request, &span);
         self.0.guests.look(&key);
@@ -163,8 +167,7 @@ impl Runs {
             }
             Err(error) => {
                 let message = format!("The agent's work on the run broke off ({error})");
-                let (engine, request) = (self.0.engine.clone(), request.clone());
-                if tokio::task::spawn_blocking(move || engine.holds(&request)).await.unwrap_or(true) {
+                if self.holds(request).await {
                     return Some(("AgentBroken".to_owned(), message));
                 }
                 self.end(&control.state, Phase::Failed, "AgentBroken", message, true);
@@ -173,36 +176,58 @@ impl Runs {
         }
     }
 
+    async fn holds(&self, request: &BackupRequest) -> bool {
+        let (engine, request) = (self.0.engine.clone(), request.clone());
+        tokio::task::spawn_blocking(move || engine.holds(&request)).await.unwrap_or(true)
+    }
+
     /// Waits for the guest's socket and for the runs before this one. None: cancelled or left.
-    async fn turn(&self, key: &str, control: &RunControl) -> Option<(Arc<Socket>, OwnedMutexGuard<()>)> {
-        let found = async {
-            let mut listing = self.0.guests.listing();
-            let socket = loop {
-                listing.borrow_and_update();
-                if let Some(socket) = self.0.guests.socket(key) {
-                    break socket;
-                }
-                let message = format!("No file of this node names guest {key} any more. The run goes on when one does");
-                wait(&control.state, "GuestNotFound", message);
-                // The sender lives as long as the guests do, which we hold.
-                let _ = listing.changed().await;
-            };
-            let turn = match socket.turn.clone().try_lock_owned() {
-                Ok(turn) => turn,
-                Err(_) => {
-                    wait(&control.state, "GuestBusy", format!("Waits for another run of guest {key}"));
-                    socket.turn.clone().lock_owned().await
-                }
-            };
-            (socket, turn)
+    async fn queue(
+        &self,
+        key: &str,
+        request: &BackupRequest,
+        control: &RunControl,
+    ) -> Option<(Arc<Socket>, OwnedMutexGuard<()>)> {
+        self.0.metrics.runs_queued.inc();
+        let socket = self.unless_ended(control, false, self.socket(key, control)).await;
+        let turn = match socket {
+            // What the journal holds is cancelled by the engine: there is something to be undone.
+            Some(socket) => {
+                let held = self.holds(request).await;
+                let turn = self.unless_ended(control, held, turn(key, &socket, control)).await;
+                turn.map(|turn| (socket, turn))
+            }
+            None => None,
         };
+        self.0.metrics.runs_queued.dec();
+        turn
+    }
+
+    /// What is waited for, or none when the run is left, or cancelled before it began.
+    async fn unless_ended<T>(&self, control: &RunControl, held: bool, what: impl Future<Output = T>) -> Option<T> {
         tokio::select! {
-            turn = found => Some(turn),
+            // What need not be waited for is there, cancelled or not.
+            biased;
+            found = what => Some(found),
             () = control.detach.cancelled() => None,
-            () = control.cancel.cancelled() => {
+            () = control.cancel.cancelled(), if !held => {
                 self.end(&control.state, Phase::Cancelled, "Cancelled", "Cancelled before it began".to_owned(), false);
                 None
             }
+        }
+    }
+
+    async fn socket(&self, key: &str, control: &RunControl) -> Arc<Socket> {
+        let mut listing = self.0.guests.listing();
+        loop {
+            listing.borrow_and_update();
+            if let Some(socket) = self.0.guests.socket(key) {
+                return socket;
+            }
+            let message = format!("No file of this node names guest {key} any more. The run goes on when one does");
+            wait(&control.state, "GuestNotFound", message);
+            // The sender lives as long as the guests do, which we hold.
+            let _ = listing.changed().await;
         }
     }
 
@@ -243,6 +268,14 @@ impl Runs {
     fn live(&self) -> MutexGuard<'_, HashMap<String, Run>> {
         self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn turn(key: &str, socket: &Socket, control: &RunControl) -> OwnedMutexGuard<()> {
+    if let Ok(turn) = socket.turn.clone().try_lock_owned() {
+        return turn;
+    }
+    wait(&control.state, "GuestBusy", format!("Waits for another run of guest {key}"));
+    socket.turn.clone().lock_owned().await
 }
 
 fn wait(state: &watch::Sender<RunState>, reason: &str, message: String) {

@@ -65,3 +65,101 @@ async fn a_restore_whose_agent_died_before_it_could_say_so_knows_its_own_result(
     let state = restored(&agent, lab.restore("restore-2", "team-a", &point.id, &image)).await;
     assert_eq!(state.reason, "TargetExists", "another run's image is in the way: {state:?}");
 }
+
+/// Destroys the repository of a run whose agent is gone meanwhile, and starts the agent again.
+async fn destroyed(lab: &Lab) -> (Running, Agent) {
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    lab.ready(&agent).await;
+    agent.start_backup(lab.request("run-1")).await.unwrap();
+    run_until(&agent, "run-1", copying).await;
+    running.stop().await;
+    fs::remove_dir_all(lab.host.path("repos/one")).unwrap();
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    guests_until(&agent, |guests| guests.iter().any(|guest| !guest.uuid.is_empty())).await;
+    (running, agent)
+}
+
+/// A run into another repository of the guest.
+async fn elsewhere(lab: &Lab, agent: &Agent, run: &str) -> v1::StartBackupRequest {
+    let path = lab.host.path("repos/two");
+    let id = "11111111-9a51-4c7e-8f2b-0d9f2f6f3a10".to_owned();
+    fs::create_dir(&path).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    let action = Some(v1::repository_request::Action::Initialise(id.clone()));
+    agent.repository(v1::RepositoryRequest { path: path.clone(), action }).await.unwrap();
+    v1::StartBackupRequest { repository: Some(v1::RepositoryAddress { path, id }), ..lab.request(run) }
+}
+
+#[tokio::test]
+async fn a_repository_that_is_destroyed_fails_its_run_and_the_guest_goes_on() {
+    let lab = Lab::new(Pace::Manual);
+    let (_running, agent) = destroyed(&lab).await;
+    run_until(&agent, "run-1", copying).await;
+    lab.qemu.finish_jobs();
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!((state.phase(), state.reason.as_str()), (v1::RunPhase::Failed, "FolderMissing"), "{state:?}");
+    agent.start_backup(lab.request("run-2")).await.unwrap();
+    assert_eq!(run_until(&agent, "run-2", ended).await.reason, "FolderMissing", "whoever backs up into it hears of it");
+    agent.start_backup(elsewhere(&lab, &agent, "run-3").await).await.unwrap();
+    run_until(&agent, "run-3", copying).await;
+    lab.qemu.finish_jobs();
+    assert_eq!(run_until(&agent, "run-3", ended).await.phase(), v1::RunPhase::Complete);
+}
+
+/// A run that copies and whose journal cannot be used; gives what mends that.
+async fn held_back(lab: &Lab, agent: &Agent) -> impl FnOnce() {
+    lab.ready(agent).await;
+    agent.start_backup(lab.request("run-1")).await.unwrap();
+    run_until(agent, "run-1", copying).await;
+    let (journal, aside) = (lab.host.path("state/journal"), lab.host.path("state/aside"));
+    fs::rename(&journal, &aside).unwrap();
+    fs::write(&journal, "not a folder").unwrap();
+    move || {
+        fs::remove_file(&journal).unwrap();
+        fs::rename(&aside, &journal).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_go_on_now_gives_up_its_turn() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    let mend = held_back(&lab, &agent).await;
+    lab.qemu.finish_jobs();
+    lab.qemu.set_pace(Pace::AtOnce);
+    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    agent.start_backup(lab.request("run-2")).await.unwrap();
+    // It does not wait for the first without a word.
+    run_until(&agent, "run-2", |state| state.reason.starts_with("Journal")).await;
+    mend();
+    for run in ["run-1", "run-2"] {
+        let state = run_until(&agent, run, ended).await;
+        assert_eq!(state.phase(), v1::RunPhase::Complete, "{state:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_cannot_go_on_now_is_cancelled_once_it_can() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    let mend = held_back(&lab, &agent).await;
+    cancel(&agent, "run-1").await;
+    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    // Some tries, each of which leaves it to the journal.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let state = run_until(&agent, "run-1", |_| true).await;
+    assert!(!ended(&state), "{state:?}");
+    mend();
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!(state.phase(), v1::RunPhase::Cancelled, "{state:?}");
+    assert!(lab.qemu.jobs().is_empty(), "it was undone");
+}
+
+async fn cancel(agent: &Agent, run: &str) {
+    let control = Some(v1::control_run_request::Control::Cancel(true));
+    agent.control_run(v1::ControlRunRequest { run_uid: run.to_owned(), control }).await.unwrap();
+}
