@@ -221,6 +221,6 @@ fn check_name(path: &Path) -> Result<(), RepoError> {
 }
 
 fn open_root(roots: &Roots, path: &Path, tool: &QemuImg) -> Result<Folder, RepoError> {
-    let fd = roots.open(path).map_err(|source| RepoError::Path { path: path.to_owned(), source })?;
+    let fd = roots.open(path).map_err(RepoError::Path)?;
     Ok(Folder::new(fd, path.to_owned(), Rules { owner: tool.owner, gate: roots.gate.clone() }))
 }

@@ -1,4 +1,5 @@
-//! An error as a person reads it: itself and its causes in one sentence (pure). For the edges, where it is told once.
+//! What a person reads: an error with its causes in one sentence, for the edges, where it is told once; sizes and counts in
+//! words. Pure.
 
 /// The error and its causes, each once.
 pub fn sentence(error: &dyn std::error::Error) -> String {
@@ -15,9 +16,24 @@ pub fn sentence(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// Bytes for people, such as `1.5 GiB`.
+pub fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}
+
+/// How many of something, such as `1 cluster` and `2 clusters`.
+pub fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_of_something_is_singular() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "cluster")), ["0 clusters", "1 cluster", "2 clusters"]);
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]

@@ -311,7 +311,10 @@ impl Watcher {
 
     fn not_connected(&self, error: &ConnectError, last: Option<Arc<GuestFacts>>) {
         self.count(error.reason());
-        let off = matches!(error, ConnectError::NotThere { .. } | ConnectError::Refused { .. });
+        let off = matches!(
+            error,
+            ConnectError::NotThere { .. } | ConnectError::NoSocket { .. } | ConnectError::Refused { .. }
+        );
         let problem = Problem::connect(&self.key, &self.file.qmp, &self.path, error);
         self.show(last.filter(|_| !off), Some(problem), off);
     }

@@ -26,6 +26,7 @@ impl Problem {
                     "No QEMU listens on {socket}: the machine is off, or its monitor is elsewhere. Start it, or correct qmp in {file}"
                 ),
             ),
+            ConnectError::NoSocket { .. } => (UNREACHABLE, format!("{}. Correct qmp in {file}", sentence(error))),
             ConnectError::Unreachable { source, .. } => (
                 UNREACHABLE,
                 format!("QMP socket {socket} cannot be opened ({source}). Correct its permissions, or qmp in {file}"),

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::sentence::bytes;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RequestedDataPath {
@@ -37,15 +39,15 @@ pub enum Unsafe {
     NotLocal,
     /// Nobody has said where to stage.
     #[error(
-        "a copy to it goes by way of a local folder, so that it cannot stop the guest when it hangs or fills up, and host.toml \
-         names no [scratch] folder; name one, or use a repository on a local file system such as ext4, xfs or btrfs on disks of \
-         this host"
+        "the copy is to be staged in a local folder, where neither a hang nor a full disk of the repository reaches the guest, and \
+         host.toml names no [scratch] folder; name one, or use data path Auto and a repository on a local file system such as \
+         ext4, xfs or btrfs on disks of this host"
     )]
     ScratchMissing,
     /// There is too little room.
     #[error(
-        "a copy to it goes by way of the scratch folder, of which {room} bytes may be used now, and it can need {needed}; raise the \
-         budget in host.toml, make room on its file system, or wait until other runs have ended"
+        "the copy is to be staged in the scratch folder, of which {} may be used now, and it can need {}; raise the budget in \
+         host.toml, make room on its file system, or wait until other runs have ended", bytes(*room), bytes(*needed)
     )]
     ScratchFull {
         /// Bytes there are.
@@ -95,6 +97,14 @@ mod tests {
         ] {
             assert_eq!(decide(requested, local), way, "{requested:?} {local}");
         }
+    }
+
+    #[test]
+    fn who_asks_for_staging_is_told_where_to_and_not_that_it_is_a_danger() {
+        let text = Unsafe::ScratchMissing.to_string();
+        assert!(text.starts_with("the copy is to be staged") && text.contains("[scratch]"), "{text}");
+        let text = Unsafe::ScratchFull { room: 1 << 20, needed: 1 << 30 }.to_string();
+        assert!(text.contains("1.00 MiB may be used now, and it can need 1.00 GiB"), "{text}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::{
     qmp::{ConnectError, ExecuteError},
     repo::RepoError,
     retry::Retry,
-    sentence::sentence,
+    sentence::{bytes, sentence},
 };
 
 /// An operation of a run that failed.
@@ -66,7 +66,7 @@ pub enum EngineError {
         source: Box<RepoError>,
     },
     /// The repository's file system could hurt the guest.
-    #[error("Repository {} cannot be written to without a danger for the guest: {why}", path.display())]
+    #[error("There is no way to repository {} that is safe for the guest: {why}", path.display())]
     TargetUnsafe {
         /// The repository.
         path: PathBuf,
@@ -88,8 +88,8 @@ pub enum EngineError {
     },
     /// There may not be room for the backup.
     #[error(
-        "Repository {} has {available} bytes free; the backup can need {needed}, the reserve included. \
-         Free {missing} bytes or use another repository", path.display()
+        "Repository {} has {} free; the backup can need {}, {} of it the host's reserve. Free {} or use another repository",
+        path.display(), bytes(*available), bytes(*needed), bytes(*reserve), bytes(*missing)
     )]
     NoSpace {
         /// The repository.
@@ -98,6 +98,8 @@ pub enum EngineError {
         available: u64,
         /// Bytes that the run can need.
         needed: u64,
+        /// What of that stays free beside the run, in bytes: `reserve` of host.toml.
+        reserve: u64,
         /// The difference.
         missing: u64,
     },

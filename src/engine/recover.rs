@@ -161,7 +161,8 @@ fn ours<'a>(record: &'a Record, jobs: &'a [JobInfo]) -> impl Iterator<Item = Opt
 fn guest_gone() -> Failure {
     Failure {
         reason: "GuestGone".to_owned(),
-        message: "QEMU ended before all was copied; the earlier points stay, the next backup starts from what its images kept"
+        message: "QEMU ended before all was copied; the earlier points stay. The next backup starts from what its images kept, \
+                  or is a full where QEMU was killed"
             .to_owned(),
         retriable: true,
         cancelled: false,

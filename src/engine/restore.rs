@@ -178,8 +178,12 @@ fn prepare<'a>(
     }
     let mut works: Vec<Work<'a>> = Vec::new();
     for (disk, path) in &request.disks {
-        if works.iter().any(|work| work.disk == disk || work.target.path() == path) {
-            return Err(RestoreError::Twice { disk: disk.clone(), path: path.clone() });
+        if works.iter().any(|work| work.disk == disk) {
+            return Err(RestoreError::DiskTwice { disk: disk.clone() });
+        }
+        if let Some(work) = works.iter().find(|work| work.target.path() == path) {
+            let (first, second) = (work.disk.clone(), disk.clone());
+            return Err(RestoreError::PathTwice { path: path.clone(), first, second });
         }
         let broken = |source| RestoreError::Chain { disk: disk.clone(), source };
         let chain = graph.chain(&request.point, disk).map_err(broken)?;

@@ -1,7 +1,7 @@
 //! A guest's monitor: connects when asked, and again after a cut; everybody shares the one client. A second client of
 //! one socket gets no greeting at all, so there is never more than one connection of ours.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, os::unix::fs::FileTypeExt, sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -54,6 +54,14 @@ pub enum ConnectError {
         /// The cause.
         #[source]
         source: io::Error,
+    },
+    /// What has the name is no socket.
+    #[error("{address} is no QMP socket: {what} has that name")]
+    NoSocket {
+        /// The path.
+        address: Address,
+        /// What it is.
+        what: &'static str,
     },
     /// Nobody listens on the socket: QEMU has ended, or not started yet.
     #[error("Nobody listens on QMP socket {address}")]
@@ -123,7 +131,7 @@ impl ConnectError {
     /// One word for conditions, events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NotThere { .. } => "MonitorNotThere",
+            Self::NotThere { .. } | Self::NoSocket { .. } => "MonitorNotThere",
             Self::Refused { .. } => "MonitorRefused",
             Self::Unreachable { .. } => "MonitorUnreachable",
             Self::Linked { .. } => "MonitorLinked",
@@ -140,6 +148,7 @@ impl ConnectError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::NotThere { .. }
+            | Self::NoSocket { .. }
             | Self::Refused { .. }
             | Self::Unreachable { .. }
             | Self::Linked { .. }
@@ -271,12 +280,25 @@ fn not_connected(address: &Address, source: io::Error) -> ConnectError {
     let address = address.clone();
     match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ConnectError::NotThere { address, source },
-        io::ErrorKind::ConnectionRefused => ConnectError::Refused { address, source },
+        io::ErrorKind::ConnectionRefused => match no_socket(&address) {
+            Some(what) => ConnectError::NoSocket { address, what },
+            None => ConnectError::Refused { address, source },
+        },
         // ELOOP (openat2(2)).
         _ if source.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => ConnectError::Linked { address },
         // The socket's queue is full of clients that wait for the one before them.
         io::ErrorKind::WouldBlock => ConnectError::Busy { address },
         _ => ConnectError::Unreachable { address, source },
+    }
+}
+
+/// What refused the connection, where it is no socket at all (connect(2) tells no difference).
+fn no_socket(Address::Unix(path): &Address) -> Option<&'static str> {
+    let kind = std::fs::symlink_metadata(path).ok()?.file_type();
+    match (kind.is_socket(), kind.is_dir()) {
+        (true, _) => None,
+        (false, true) => Some("a folder"),
+        (false, false) => Some("a file"),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     },
     ids::{GuestId, PointId},
     qcow2::{CLUSTER, header::Header, map::Map},
-    sentence::sentence,
+    sentence::{counted, sentence},
 };
 
 /// How far verification is.
@@ -31,7 +31,7 @@ use crate::{
 pub struct CheckProgress {
     /// The point that is being read.
     pub point: PointId,
-    /// Bytes read so far, of all points.
+    /// Bytes of stored files that were looked at so far, of all points; in the end the total.
     pub done: u64,
     /// Bytes stored in all points that are verified.
     pub total: u64,
@@ -114,6 +114,7 @@ pub fn verify(
             if cancel.load(Ordering::Relaxed) {
                 return Ok(findings);
             }
+            progress(CheckProgress { point: point.clone(), done, total });
         }
     }
     Ok(findings)
@@ -170,7 +171,10 @@ fn verify_variables(
 /// What a look into a guest's folder tells, before anything is read.
 fn of_folder(guest: &GuestId, scan: &Scan) -> impl Iterator<Item = Finding> {
     let partial = scan.partial.iter().map(|partial| {
-        let text = format!("Point {partial} has no manifest: a backup is going on or was cut off");
+        let text = format!(
+            "Point {partial} has no manifest: a backup is going on or was cut off; the machine's next backup ends one that \
+             was, or `driftline recover` while it runs"
+        );
         Finding::new(Severity::Notice, Kind::PartialPoint, text).point(partial)
     });
     let twice = scan.points.windows(2).filter_map(|pair| {
@@ -211,7 +215,10 @@ impl Subject<'_> {
         }
         match repository.tool().check(image.as_fd(), cancel) {
             Ok(checked) if checked.corruptions + checked.check_errors > 0 => {
-                damage(Kind::ImageCorrupt, format!("qemu-img check found {} corruptions", checked.corruptions));
+                damage(
+                    Kind::ImageCorrupt,
+                    format!("qemu-img check found {}", counted(checked.corruptions, "corruption")),
+                );
             }
             Ok(_) => {}
             Err(error) => damage(Kind::Unchecked, sentence(&error)),
@@ -266,7 +273,8 @@ impl Subject<'_> {
         if let Some(text) = stopped {
             found.push(Finding::new(Severity::Damage, Kind::Unchecked, text));
         } else if data + zero != seen && !self.cancel.load(Ordering::Relaxed) {
-            let text = format!("{} stored clusters are not in the image", data + zero - seen);
+            let missing = counted(data + zero - seen, "stored cluster");
+            let text = format!("Not in the image: {missing}");
             found.push(Finding::new(Severity::Damage, Kind::ClusterMissing, text));
         }
         found.extend(ranges.findings(self.identity.virtual_size));

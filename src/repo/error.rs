@@ -8,20 +8,15 @@ use crate::{
     ids::{DiskName, GuestId, PointId, RepositoryId},
     qcow2::{header::HeaderError, map::MapError, tool::ToolError},
     retry::Retry,
+    sentence::counted,
 };
 
 /// Why something about a repository was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum RepoError {
     /// The path is outside of what the host allows.
-    #[error("Repository {path:?} is refused")]
-    Path {
-        /// The path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: RootsError,
-    },
+    #[error(transparent)]
+    Path(RootsError),
     /// Not text: the journal of a run could not name it.
     #[error(
         "Repository {path:?} cannot be written to: its path has bytes that are not UTF-8. Give the folder another name"
@@ -86,7 +81,7 @@ pub enum RepoError {
         source: io::Error,
     },
     /// Space cannot be allocated ahead.
-    #[error("Cannot allocate {bytes} bytes ahead for {path:?}")]
+    #[error("Cannot allocate {} ahead for {path:?}", crate::sentence::bytes(*bytes))]
     Reserve {
         /// The file.
         path: PathBuf,
@@ -191,7 +186,7 @@ pub enum RepoError {
         source: MapError,
     },
     /// An image is corrupt.
-    #[error("Image {path:?} has {corruptions} corruptions and {errors} errors by qemu-img check")]
+    #[error("Image {path:?} has {} and {} by qemu-img check", counted(*corruptions, "corruption"), counted(*errors, "error"))]
     Corrupt {
         /// The image.
         path: PathBuf,
@@ -238,10 +233,7 @@ impl RepoError {
     /// Reason word for conditions, events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Path { source, .. } => match source {
-                RootsError::Missing { .. } => "FolderMissing",
-                other => other.reason(),
-            },
+            Self::Path(source) => source.reason(),
             Self::PathNotUtf8 { .. } => "PathNotUTF8",
             Self::NotMounted { .. } => "RepositoryNotMounted",
             Self::IdMismatch { .. } => "RepositoryIdMismatch",
@@ -275,7 +267,7 @@ impl RepoError {
     /// Whether trying again can help.
     pub fn retry(&self) -> Retry {
         match self {
-            Self::Path { source, .. } => source.retry(),
+            Self::Path(source) => source.retry(),
             Self::Store(source) => source.retry(),
             Self::Manifest { source, .. } => source.retry(),
             Self::Header { source, .. } => source.retry(),

@@ -329,18 +329,19 @@ impl Folder {
 
     /// Whether anything has that name.
     pub(crate) fn contains(&self, name: &str) -> Result<bool, StoreError> {
-        match rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(_) => Ok(true),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
-            Err(errno) => Err(self.error(Act::Open, name, errno)),
-        }
+        Ok(self.kind(name.as_ref())?.is_some())
     }
 
     /// Whether `name` is a folder itself, not a link to one; false where nothing is there.
     pub(crate) fn is_folder(&self, name: &OsStr) -> Result<bool, StoreError> {
+        Ok(self.kind(name)? == Some(FileType::Directory))
+    }
+
+    /// What `name` is itself, a link being a link; None where nothing is there.
+    pub(crate) fn kind(&self, name: &OsStr) -> Result<Option<FileType>, StoreError> {
         match rustix::fs::statat(&*self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
-            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Ok(stat) => Ok(Some(FileType::from_raw_mode(stat.st_mode))),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.error(Act::Open, &name.to_string_lossy(), errno)),
         }
     }

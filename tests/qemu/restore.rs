@@ -159,6 +159,8 @@ fn no_target_leads_out_of_the_restore_roots_or_into_the_repository() {
     let root = target(&place);
     std::os::unix::fs::symlink(outside.path(), root.join("link")).unwrap();
     std::os::unix::fs::symlink(outside.path().join("file"), root.join("file-link")).unwrap();
+    fs::create_dir(root.join("folder")).unwrap();
+    drop(std::os::unix::net::UnixListener::bind(root.join("socket")).unwrap());
     let before: Vec<_> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     let root_text = root.display();
     for (path, reason) in [
@@ -167,11 +169,13 @@ fn no_target_leads_out_of_the_restore_roots_or_into_the_repository() {
         (format!("{root_text}/link/disk"), "OutsideRoots"),
         (format!("{root_text}/missing/disk"), "TargetFolderMissing"),
         (format!("{root_text}/disk/"), "RestoreInvalid"),
+        (format!("{root_text}/folder"), "RestoreInvalid"),
+        (format!("{root_text}/socket"), "RestoreInvalid"),
         (format!("{root_text}/.."), "RestoreInvalid"),
         ("disk".into(), "OutsideRoots"),
         (place.path.join("disk").display().to_string(), "OutsideRoots"),
     ] {
-        for overwrite in [Overwrite::Never, Overwrite::Always] {
+        for overwrite in [Overwrite::Never, Overwrite::IfSameGuest, Overwrite::Always] {
             let request = RestoreRequest { overwrite, ..request(1, Path::new(&path), Format::Raw) };
             assert_eq!(restore(&place, &repository, &request).unwrap_err().reason(), reason, "{path}");
         }

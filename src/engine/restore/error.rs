@@ -8,6 +8,7 @@ use crate::{
     qcow2::tool::ToolError,
     repo::{RepoError, RootsError, StoreError},
     retry::Retry,
+    sentence::{bytes, counted},
 };
 
 /// Why a restore was not done.
@@ -16,13 +17,21 @@ pub enum RestoreError {
     /// No disk was asked for.
     #[error("The restore names no disk")]
     NoDisks,
-    /// A disk or a path is named twice.
-    #[error("Disk {disk} or path {path:?} is named twice")]
-    Twice {
+    /// A disk is named twice.
+    #[error("Disk {disk} is named twice")]
+    DiskTwice {
         /// The disk.
         disk: DiskName,
+    },
+    /// Two disks would be written to one file.
+    #[error("Target {path:?} is named for two disks, {first} and {second}")]
+    PathTwice {
         /// The path.
         path: PathBuf,
+        /// The disk that has it already.
+        first: DiskName,
+        /// The other one.
+        second: DiskName,
     },
     /// The repository could not be read.
     #[error("Cannot read the stored points")]
@@ -55,6 +64,18 @@ pub enum RestoreError {
         /// The path.
         path: PathBuf,
     },
+    /// A folder has the name.
+    #[error("Target {path:?} is a folder: give the new image a name in it, such as {:?}", path.join("disk0.qcow2"))]
+    IsFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A device, a socket or a pipe has the name.
+    #[error("Target {path:?} is no regular file, and an image takes the place of no other")]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+    },
     /// The target stands inside of the repository.
     #[error("Target {path:?} is inside of the repository")]
     InsideRepository {
@@ -76,7 +97,7 @@ pub enum RestoreError {
         path: PathBuf,
     },
     /// There is not enough room.
-    #[error("The file system of {path:?} has {available} bytes, the restore may need {needed}")]
+    #[error("The file system of {path:?} has {} free, the restore may need {}", bytes(*available), bytes(*needed))]
     NoSpace {
         /// The target.
         path: PathBuf,
@@ -112,7 +133,7 @@ pub enum RestoreError {
         why: String,
     },
     /// The new image is not what was stored.
-    #[error("Disk {disk} differs from its digests in {clusters} clusters, the first at byte {offset} ({stored})")]
+    #[error("Disk {disk} differs from its digests in {}, the first at byte {offset} ({stored})", counted(*clusters, "cluster"))]
     Damaged {
         /// The disk.
         disk: DiskName,
@@ -132,7 +153,12 @@ impl RestoreError {
     /// Reason word for conditions, events and metrics.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::NoDisks | Self::Twice { .. } | Self::NotAFileName { .. } => "RestoreInvalid",
+            Self::NoDisks
+            | Self::DiskTwice { .. }
+            | Self::PathTwice { .. }
+            | Self::NotAFileName { .. }
+            | Self::IsFolder { .. }
+            | Self::NotRegular { .. } => "RestoreInvalid",
             Self::Repository { source } => source.reason(),
             Self::Chain { source, .. } => source.reason(),
             Self::Path { source, .. } => match source {
@@ -174,9 +200,12 @@ impl RestoreError {
             Self::Copy { source, .. } => source.retry(),
             Self::NoSpace { .. } | Self::InUse { .. } | Self::Compare { .. } => Retry::Backoff,
             Self::NoDisks
-            | Self::Twice { .. }
+            | Self::DiskTwice { .. }
+            | Self::PathTwice { .. }
             | Self::Chain { .. }
             | Self::NotAFileName { .. }
+            | Self::IsFolder { .. }
+            | Self::NotRegular { .. }
             | Self::InsideRepository { .. }
             | Self::Exists { .. }
             | Self::Damaged { .. }

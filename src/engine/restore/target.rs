@@ -14,7 +14,7 @@ use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,
 };
-use rustix::fs::{FlockOperation, Gid, Mode, Uid, XattrFlags};
+use rustix::fs::{FileType, FlockOperation, Gid, Mode, Uid, XattrFlags};
 
 use super::{Overwrite, RestoreError, RestoreRequest, RestoreRoots, Work};
 use crate::{
@@ -163,8 +163,12 @@ impl Target {
     /// Looks at what has the name now.
     fn look(mut self, request: &RestoreRequest) -> Result<Self, RestoreError> {
         let (guest, overwrite) = (&request.guest, request.overwrite);
-        if !self.folder.contains(&self.name).map_err(|source| self.failed(source))? {
-            return Ok(self);
+        match self.folder.kind(self.name.as_ref()).map_err(|source| self.failed(source))? {
+            None => return Ok(self),
+            // A link is followed by no policy.
+            Some(FileType::RegularFile | FileType::Symlink) => {}
+            Some(FileType::Directory) => return Err(RestoreError::IsFolder { path: self.path.clone() }),
+            Some(_) => return Err(RestoreError::NotRegular { path: self.path.clone() }),
         }
         self.done = !request.run.is_empty() && self.is_marked(RUN_ATTRIBUTE, &request.run);
         if self.done {

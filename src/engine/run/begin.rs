@@ -101,6 +101,7 @@ impl Run<'_> {
                 path: path.clone(),
                 available: space.available,
                 needed: space.available.saturating_add(missing),
+                reserve,
                 missing,
             }
             .into());

@@ -52,7 +52,14 @@ async fn a_socket_that_is_not_there_and_one_that_refuses_are_told_apart() {
     assert_eq!((error.reason(), error.retry()), ("MonitorRefused", Retry::Backoff));
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
-    assert_eq!(monitor.client().await.unwrap_err().reason(), "MonitorRefused");
+    let error = monitor.client().await.unwrap_err();
+    assert_eq!(error.reason(), "MonitorNotThere");
+    assert!(error.to_string().ends_with("is no QMP socket: a folder has that name"), "{error}");
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, "x").unwrap();
+    let error = monitor.client().await.unwrap_err();
+    assert_eq!((error.reason(), error.retry()), ("MonitorNotThere", Retry::Backoff));
+    assert!(error.to_string().ends_with("is no QMP socket: a file has that name"), "{error}");
 }
 
 #[tokio::test]

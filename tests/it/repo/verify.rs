@@ -260,3 +260,12 @@ fn a_damaged_parent_is_found_at_itself_and_at_its_child() {
     let of_child = check::verify(&repository, None, Some(&point_id(2)), &mut |_| (), &Default::default());
     assert_eq!(found(of_child.unwrap()), [child]);
 }
+
+#[test]
+fn progress_ends_with_all_that_is_stored() {
+    let (_place, repository) = place_with_point();
+    let mut last = None;
+    check::verify(&repository, None, None, &mut |at| last = Some((at.done, at.total)), &Default::default()).unwrap();
+    let (done, total) = last.unwrap();
+    assert_eq!(done, total);
+}
