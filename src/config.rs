@@ -35,13 +35,14 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is not TOML of the expected keys.
-    #[error("{} is not valid: {}", path.display(), source.message())]
+    #[error("{}{} {why}", path.display(), at(place))]
     Parse {
         /// The file.
         path: PathBuf,
-        /// Where and what.
-        #[source]
-        source: Box<toml::de::Error>,
+        /// Line and column, from 1, where the parser says where.
+        place: Option<(usize, usize)>,
+        /// What is wrong there.
+        why: String,
     },
     /// A value breaks a rule.
     #[error("{}: {key} = {value:?} is not {expected}", path.display())]
@@ -208,5 +209,20 @@ pub fn read(path: &Path) -> Result<String, ConfigError> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
-    toml::from_str(text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+    toml::from_str(text).map_err(|error| {
+        // The parser's own text is a drawing of several lines.
+        let place = error.span().map(|span| place(text, span.start));
+        ConfigError::Parse { path: path.to_owned(), place, why: error.message().replace('\n', ", ") }
+    })
+}
+
+/// Line and column of a byte of the text.
+fn place(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    (before.matches('\n').count() + 1, line.chars().count() + 1)
+}
+
+fn at(place: &Option<(usize, usize)>) -> String {
+    place.map_or(":".to_owned(), |(line, column)| format!(", line {line}, column {column}:"))
 }

@@ -203,6 +203,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_line_is_named_once_in_one_sentence() {
+        let error = load_host("locks = \"/l\"\n  stat = \"/s\"\n").unwrap_err();
+        let text = crate::sentence::sentence(&error);
+        assert!(text.contains("host.toml, line 2, column 3: unknown field `stat`, expected one of"), "{text}");
+        assert_eq!((text.matches("unknown field").count(), text.lines().count()), (1, 1), "{text}");
+        let text = crate::sentence::sentence(&load_host("state = \n").unwrap_err());
+        assert!(text.contains("host.toml, line 1, column ") && text.lines().count() == 1, "{text}");
+    }
+
+    #[test]
     fn what_kubernetes_would_refuse_is_refused_with_the_key() {
         let with = |name: &str, namespace: &str, qmp: &str, label: &str| {
             load_guest(&format!(
