@@ -1,8 +1,10 @@
 //! The one binary: arguments, configuration, role.
 
-use std::{io::Write, process::ExitCode};
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
 
-use clap::Parser;
 use driftline::{
     agent, api, certs,
     cli::{
@@ -18,7 +20,7 @@ use driftline::{
 async fn main() -> ExitCode {
     // First of all: two providers in one process would panic at the first handshake. Only a second call can fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let Cli { common, command } = Cli::parse();
+    let Cli { common, command } = Cli::from_command_line();
     match command {
         Command::Controller(args) => {
             telemetry::init("info");
@@ -29,7 +31,7 @@ async fn main() -> ExitCode {
             role(agent::run(args).await)
         }
         Command::Certs(args) => told(certs::run(&args)),
-        Command::Crds => crds(),
+        Command::Crds => told(crds()),
         Command::Verb(verb) => end(cli::run(verb, &common).await as i32),
     }
 }
@@ -46,16 +48,17 @@ fn end(status: i32) -> ! {
     std::process::exit(status)
 }
 
-fn crds() -> ExitCode {
-    let mut out = std::io::stdout().lock();
+fn crds() -> io::Result<()> {
+    let mut out = io::stdout().lock();
     for crd in api::crds() {
-        let printed = api::crd_file(&crd).is_ok_and(|(_, text)| write!(out, "---\n{text}").is_ok());
-        // Whoever reads has gone, such as `head`.
-        if !printed {
-            return ExitCode::FAILURE;
+        let (_, text) = api::crd_file(&crd).map_err(io::Error::other)?;
+        match write!(out, "---\n{text}").and_then(|()| out.flush()) {
+            // Whoever reads has gone, such as `head`.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.map_err(|error| io::Error::other(format!("Cannot write to stdout: {error}")))?,
         }
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 fn told<E: std::error::Error>(done: Result<(), E>) -> ExitCode {

@@ -1,10 +1,11 @@
 //! What can be asked on the command line (pure): the roles of the one binary, and the verbs of a person. Values are
 //! those of the API, in any case of letters.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
+mod check;
 mod words;
 
 pub use self::words::{BackupType, DataPath, Fleecing, ImageFormat, Overwrite, RestoreMode};
@@ -133,7 +134,7 @@ pub struct Backup {
 
 /// `driftline points`
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true)]
 pub struct Points {
     /// One point instead of the list.
     #[command(subcommand)]
@@ -146,6 +147,20 @@ pub struct Points {
     pub guest: Option<String>,
 }
 
+impl Points {
+    /// The repository's folder, wherever it was named.
+    pub fn repository(&self) -> Option<&Path> {
+        let Some(PointsVerb::Show(show)) = &self.show else { return self.repository.as_deref() };
+        show.repository.as_deref().or(self.repository.as_deref())
+    }
+
+    /// The machine, wherever it was named.
+    pub fn guest(&self) -> Option<&str> {
+        let Some(PointsVerb::Show(show)) = &self.show else { return self.guest.as_deref() };
+        show.guest.as_deref().or(self.guest.as_deref())
+    }
+}
+
 /// What is asked of points.
 #[derive(Debug, Subcommand)]
 pub enum PointsVerb {
@@ -156,9 +171,12 @@ pub enum PointsVerb {
 /// `driftline points show`
 #[derive(Debug, Args)]
 pub struct PointsShow {
-    /// Which point.
-    #[command(flatten)]
-    pub point: PointSelection,
+    /// The repository's folder; also before `show`.
+    #[arg(long, value_name = "DIR")]
+    pub repository: Option<PathBuf>,
+    /// The machine that the point is of; needed with `latest` when the repository holds several.
+    #[arg(long, value_name = "NAME|UUID")]
+    pub guest: Option<String>,
     /// Print the machine's stored definition instead: block graph and command line.
     #[arg(long)]
     pub definition: bool,
@@ -188,9 +206,12 @@ pub enum PointName {
 }
 
 impl std::str::FromStr for PointName {
-    type Err = crate::ids::ParseIdError;
+    type Err = String;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.eq_ignore_ascii_case("latest") { Ok(Self::Latest) } else { text.parse().map(Self::Id) }
+        if text.eq_ignore_ascii_case("latest") {
+            return Ok(Self::Latest);
+        }
+        text.parse().map(Self::Id).map_err(|error: crate::ids::ParseIdError| format!("{error}, or latest"))
     }
 }
 
@@ -206,7 +227,8 @@ pub struct Restore {
     /// How the images are made.
     #[arg(long, value_enum, ignore_case = true, default_value = "Flatten")]
     pub mode: RestoreMode,
-    /// A disk and the file that it is written to; may be given several times. Other disks are left out.
+    /// A disk and the file that it is written to; may be given several times. Other disks are left out. Where a name holds a
+    /// =, write the path from / or ./ on.
     #[arg(long, value_name = "DISK=PATH", required = true, value_parser = target)]
     pub to: Vec<Target>,
     /// Format of the new images.
@@ -267,8 +289,13 @@ pub struct Guests {
 
 fn target(text: &str) -> Result<Target, String> {
     let example = "write DISK=PATH, such as disk0=/var/lib/machines/disk0.qcow2";
-    // The last sign that is followed by a path: QOM names of disks may hold one.
-    let (disk, path) = text.split_once('=').ok_or(example)?;
+    // Names of disks and of files may hold the sign, too. A path that says that it is one ends the doubt, and the disk's name
+    // the sooner the better: QEMU gives none such to what has an id.
+    let before_path = ["/", "./", "../"].iter().filter_map(|path| text.find(&format!("={path}"))).min();
+    let (disk, path) = match before_path {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => text.split_once('=').ok_or(example)?,
+    };
     if path.is_empty() {
         return Err(example.to_owned());
     }
@@ -291,68 +318,4 @@ fn rate(text: &str) -> Result<u64, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(words: &[&str]) -> Result<Verb, clap::Error> {
-        let all = ["driftline"].iter().chain(words);
-        Cli::try_parse_from(all).map(|cli| match cli.command {
-            Command::Verb(verb) => verb,
-            other => panic!("{other:?} is no verb"),
-        })
-    }
-
-    #[test]
-    fn the_arguments_are_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn values_are_the_apis_in_any_case() {
-        for (kind, format, overwrite) in
-            [("Full", "Raw", "Always"), ("full", "raw", "always"), ("FULL", "RAW", "ALWAYS")]
-        {
-            parse(&["backup", "--qmp", "q", "--repository", "r", "--type", kind]).unwrap();
-            let id = "01j00000000000000000000000";
-            let words = ["restore", "--repository", "r", "--point", id, "--to", "a=b", "--format", format];
-            let words: Vec<_> = words.into_iter().chain(["--overwrite", overwrite]).collect();
-            let Verb::Restore(restore) = parse(&words).unwrap() else { panic!("a restore") };
-            assert_eq!((restore.format, restore.overwrite), (ImageFormat::Raw, Overwrite::Always));
-        }
-    }
-
-    #[test]
-    fn wrong_values_are_refused_with_what_to_write() {
-        for (words, says) in [
-            (vec!["backup", "--qmp", "q", "--repository", "r", "--bandwidth", "fast"], "50Mi"),
-            (vec!["backup", "--qmp", "q", "--repository", "r", "--bandwidth", "0"], "50Mi"),
-            (vec!["backup", "--repository", "r"], "--qmp"),
-            (vec!["backup", "--qmp", "q", "--repository", "r", "--name", "Bad Name"], "such as db-1"),
-            (vec!["restore", "--repository", "r", "--point", "latest", "--to", "x"], "DISK=PATH"),
-            (vec!["restore", "--repository", "r", "--point", "newest", "--to", "a=b"], "26 characters"),
-            (vec!["restore", "--repository", "r", "--point", "latest"], "--to"),
-            (vec!["points"], "--repository"),
-        ] {
-            let text = parse(&words).unwrap_err().to_string();
-            assert!(text.contains(says), "{words:?}: {text}");
-        }
-    }
-
-    #[test]
-    fn one_point_is_shown_without_asking_for_the_list() {
-        let Verb::Points(points) = parse(&["points", "show", "latest", "--repository", "r"]).unwrap() else {
-            panic!("points");
-        };
-        let Some(PointsVerb::Show(show)) = points.show else { panic!("show") };
-        assert_eq!(show.id, PointName::Latest);
-    }
-
-    #[test]
-    fn output_and_verbosity_are_taken_before_and_behind_the_verb() {
-        for words in [["-o", "json", "points", "--repository", "r"], ["points", "--repository", "r", "-o", "JSON"]] {
-            let cli = Cli::try_parse_from(["driftline"].iter().chain(&words)).unwrap();
-            assert_eq!(cli.common.output, OutputFormat::Json);
-        }
-    }
-}
+mod tests;

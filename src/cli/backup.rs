@@ -131,7 +131,7 @@ fn finish(guest: &str, end: &RunState, interrupt: &Interrupt, output: &Output) -
     if interrupt.came() {
         output.note("The interruption came too late: everything was copied already, and the point is stored.");
     }
-    output.result(&document, || document.text(guest));
+    output.result(&document, || document.text(guest))?;
     Ok(Exit::Done)
 }
 

@@ -40,6 +40,22 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// The folder of the machines' files.
+    #[error("Cannot read the folder of the machines' files {}", path.display())]
+    GuestFolder {
+        /// As it was given.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The result could not be told.
+    #[error("Cannot write the result to stdout")]
+    Result {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The machine has no identity.
     #[error("The machine at {} has no UUID", socket.display())]
     NoUuid {
@@ -129,6 +145,8 @@ impl CliError {
             Self::Engine(error) => error.reason(),
             Self::Restore(error) => error.reason(),
             Self::Path { .. } => "PathUnusable",
+            Self::GuestFolder { .. } => "GuestFolderUnreadable",
+            Self::Result { .. } => "ResultNotWritten",
             Self::NoUuid { .. } => "GuestHasNoUUID",
             Self::OtherUuid { .. } => "GuestUUIDMismatch",
             Self::NoSuchGuest { .. } => "GuestNotFound",
@@ -174,9 +192,23 @@ impl CliError {
 
     /// What to do about it, where that is not in the message.
     pub(super) fn way_out(&self) -> Option<&'static str> {
-        way_out(self.reason())
+        match self {
+            Self::NoSuchDisk { .. } => Some(DISKS_OF_A_POINT),
+            // Also the folder of the machines' files and of the host's: what is there may not be read.
+            Self::Path { source, .. }
+            | Self::GuestFolder { source, .. }
+            | Self::Config(ConfigError::Read { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Some(AS_ROOT)
+            }
+            _ => way_out(self.reason()),
+        }
     }
 }
+
+const DISKS_OF_A_POINT: &str = "`driftline points show ID --repository DIR` lists the point's disks";
+const AS_ROOT: &str = "run it as root, or as a user who may use it";
 
 /// The way out, by reason.
 fn way_out(reason: &str) -> Option<&'static str> {
@@ -191,12 +223,23 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "GuestHasNoUUID" => "start QEMU with -uuid, or give --uuid",
         "GuestUUIDMismatch" => "leave --uuid out, or look whether the socket is the right one",
         "RepositoryNotMounted" => {
-            "mount the repository's file system, or name an existing empty folder to begin a new one"
+            "mount the repository's file system; a new repository is begun in an empty folder by `driftline backup` alone"
         }
         "FolderMissing" => "make the folder first",
+        "FolderNotOpened" => "name a folder that may be read, or run it as root",
+        "GuestFolderUnreadable" => "name a folder that is there, or look at one machine: driftline guests --qmp SOCKET",
+        "HostFileUnreadable" => "make the file, or have DRIFTLINE_CONFIG name the right one",
+        "HostFileInvalid" => "correct that place of the file: what it does not know is never passed over",
+        "GuestGone" => "start the machine, and back it up again",
+        "ResultNotWritten" => {
+            "what the command did stays done; make room where its output goes (`driftline points` lists what is stored)"
+        }
         "PathUnusable" => "name a folder that is there and that you may use, or make it first",
-        "DiskNotFound" => {
-            "`driftline guests --qmp SOCKET` lists a machine's disks, `driftline points show ID` those of a point"
+        // That of a backup: a restore's is another variant.
+        "DiskNotFound" => "`driftline guests --qmp SOCKET` lists the machine's disks",
+        "DiskNotInPoint" => DISKS_OF_A_POINT,
+        "ParentMissing" | "ParentChanged" | "ParentGone" | "LineageChanged" | "ChainCircular" => {
+            "`driftline verify` says what is missing or damaged; restore another point"
         }
         "DiskIneligible" => "leave that disk out: `driftline guests --qmp SOCKET` says why it cannot be backed up",
         "NoEligibleDisk" => "`driftline guests --qmp SOCKET` says of each disk why it cannot be backed up",
@@ -207,9 +250,6 @@ fn way_out(reason: &str) -> Option<&'static str> {
             "name a folder beneath the host's roots, or change host.toml (/etc/driftline/host.toml, or where DRIFTLINE_CONFIG says)"
         }
         "RepositoryFull" => "free some space in the repository's file system, or use another one",
-        "TargetUnsafe" => {
-            "give host.toml a [scratch] folder with room, or use a repository on a local file system (ext4, xfs, btrfs; no iSCSI, NBD or RBD)"
-        }
         "GuestBelongsToAnotherNamespace" => "give the machine a file in /etc/driftline/guests.d with that namespace",
         "GuestInUse" => "wait until the other one has ended; `driftline recover` tidies up after a killed one",
         "RepositoryReadOnly" => "mount the repository's file system for writing",
@@ -223,13 +263,63 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "QemuImgNotStarted" => "install qemu-img (Debian: qemu-utils)",
         "DigestMismatch" => "`driftline verify` tells what is damaged; restore another point",
         "MonitorClosed" | "NotQMP" => "look whether it is the machine's QMP socket, and not its human monitor",
+        "RestoreInvalid" => {
+            "name each disk once, with a file of its own for it: --to disk0=/var/lib/machines/disk0.qcow2"
+        }
         "TargetExists" => "name another file, or give --overwrite Always",
         "GuestNotFound" => "`driftline points --repository DIR` lists what there is",
-        "GuestAmbiguous" => "give the guest's UUID with --guest",
+        "GuestAmbiguous" => "give one guest's name or UUID with --guest, its UUID where several have that name",
         "PointNotFound" => "`driftline points --repository DIR` lists what there is",
         "LockUnavailable" | "JournalUnwritable" => {
             "run it as root, or set DRIFTLINE_CONFIG to a host.toml with `state` and `locks` that can be written"
         }
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_not_there_is_looked_for_where_it_was_asked_for() {
+        let run = CliError::Run {
+            guest: "db-1".into(),
+            reason: "DiskNotFound".into(),
+            message: "Guest has no disk x".into(),
+            retriable: false,
+        };
+        let restore = CliError::NoSuchDisk { point: "p".into(), disk: "x".into(), known: "disk0".into() };
+        assert_eq!(run.reason(), restore.reason());
+        assert!(run.way_out().unwrap().contains("guests --qmp"), "{run}");
+        assert!(restore.way_out().unwrap().contains("points show"), "{restore}");
+    }
+
+    #[test]
+    fn who_may_not_use_a_folder_is_told_to_be_root_and_who_names_none_to_make_it() {
+        let path = |kind: io::ErrorKind| CliError::Path { path: "/srv/backup".into(), source: kind.into() };
+        assert!(path(io::ErrorKind::PermissionDenied).way_out().unwrap().contains("root"));
+        assert!(path(io::ErrorKind::NotFound).way_out().unwrap().contains("make it first"));
+    }
+
+    #[test]
+    fn what_a_person_can_mend_has_a_way_out() {
+        for reason in [
+            "FolderNotOpened",
+            "RestoreInvalid",
+            "HostFileUnreadable",
+            "HostFileInvalid",
+            "GuestGone",
+            "GuestFolderUnreadable",
+            "ParentMissing",
+            "ParentChanged",
+            "LineageChanged",
+            "ChainCircular",
+            "DiskNotInPoint",
+        ] {
+            assert!(way_out(reason).is_some(), "{reason}");
+        }
+        assert!(!way_out("RepositoryNotMounted").unwrap().contains("to begin a new one"));
+        assert!(way_out("GuestAmbiguous").unwrap().contains("name or UUID"));
+    }
 }

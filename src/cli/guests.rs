@@ -31,8 +31,11 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
         let facts = facts(&host.monitor(socket)).await?;
         guests.push(Document::new(known.file.as_ref(), socket, Ok(&facts)));
     } else {
-        let folder = args.guests_dir.as_ref().unwrap_or(&host.config.guests);
-        for path in guest_files(folder)? {
+        let (folder, files) = match &args.guests_dir {
+            Some(named) => (named, guest_files(named)?),
+            None => (&host.config.guests, host.guest_files()?),
+        };
+        for path in files {
             match GuestFile::load(&path) {
                 Ok(file) => {
                     let found = facts(&host.monitor(&file.qmp)).await;
@@ -44,12 +47,12 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
         }
         if guests.is_empty() {
             output.note(format!(
-                "No machine is known: {} holds no files. Look at one by its monitor: driftline guests --qmp SOCKET",
+                "No file of a machine is in {}. Look at one by its monitor: driftline guests --qmp SOCKET",
                 folder.display()
             ));
         }
     }
-    output.result(&List { guests: &guests }, || text(&guests));
+    output.result(&List { guests: &guests }, || text(&guests))?;
     Ok(Exit::Done)
 }
 
@@ -225,6 +228,9 @@ impl Found {
 }
 
 fn text(guests: &[Document]) -> String {
+    if guests.is_empty() {
+        return "No machines".to_owned();
+    }
     let mut rows = Vec::new();
     for guest in guests {
         let uuid = guest.uuid.as_ref().map_or("-".to_owned(), ToString::to_string);
@@ -259,4 +265,14 @@ fn text(guests: &[Document]) -> String {
         }
     }
     table(&["NAME", "UUID", "POWER", "DISK", "SIZE", "FORMAT", "STATE"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_list_has_no_header() {
+        assert_eq!(text(&[]), "No machines");
+    }
 }

@@ -94,7 +94,7 @@ impl Host {
     /// The file that this host has about the machine at a monitor socket.
     pub(super) fn guest_file(&self, socket: &Path) -> Result<Option<GuestFile>, CliError> {
         let wanted = canonical(socket);
-        for path in guest_files(&self.config.guests)? {
+        for path in self.guest_files()? {
             let file = match GuestFile::load(&path) {
                 Ok(file) => file,
                 // Its machine would be backed up under another name and namespace than the file means.
@@ -109,6 +109,14 @@ impl Host {
         Ok(None)
     }
 
+    /// The guests' files of this host. No folder: no files.
+    pub(super) fn guest_files(&self) -> Result<Vec<PathBuf>, CliError> {
+        match guest_files(&self.config.guests) {
+            Err(CliError::GuestFolder { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            files => files,
+        }
+    }
+
     fn repository_roots(&self, path: &Path) -> Roots {
         if self.configured {
             Roots::new(self.config.repository_roots.clone())
@@ -118,15 +126,11 @@ impl Host {
     }
 }
 
-/// The guests' files of a folder, by name. No folder: no files.
+/// The guests' files of a folder, by name.
 pub(super) fn guest_files(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
-    let failed = |source| CliError::Path { path: folder.to_owned(), source };
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
+    let failed = |source| CliError::GuestFolder { path: folder.to_owned(), source };
     let mut files = Vec::new();
-    for entry in entries {
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         if path.extension().is_some_and(|extension| extension == "toml") {
             files.push(path);
@@ -190,6 +194,19 @@ mod tests {
         assert_eq!(bound(&host(true), "team-a"), r#"Roots(["/a"])"#);
         assert_eq!(bound(&host(true), "team-c"), "Roots([])");
         assert_eq!(bound(&host(true), ""), r#"Roots(["/a", "/b"])"#);
+    }
+
+    #[test]
+    fn a_folder_of_guests_that_a_person_names_must_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("nosuch");
+        let error = guest_files(&missing).unwrap_err();
+        assert_eq!(error.reason(), "GuestFolderUnreadable");
+        assert!(error.to_string().contains("nosuch"), "{error}");
+        assert_eq!(guest_files(folder.path()).unwrap(), Vec::<PathBuf>::new());
+        let mut host = host(true);
+        host.config.guests = missing;
+        assert_eq!(host.guest_files().unwrap(), Vec::<PathBuf>::new(), "the usual one need not be");
     }
 
     #[test]

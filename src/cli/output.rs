@@ -1,5 +1,5 @@
 //! The only place that prints. stdout carries the result alone, stderr everything else: progress, notes, errors. A
-//! reader that went away (`driftline points | head`) is no error.
+//! reader that went away (`driftline points | head`) is no error; a result that cannot be written is one.
 
 use std::{
     fmt::Display,
@@ -14,8 +14,8 @@ use super::{
     CliError,
     args::{Common, OutputFormat},
 };
-use crate::sentence::sentence;
-use crate::telemetry::FILTER_VARIABLE;
+pub(super) use crate::sentence::bytes;
+use crate::{sentence::sentence, telemetry::FILTER_VARIABLE};
 
 /// How results, notes and errors reach the person or script.
 #[derive(Debug, Clone)]
@@ -49,13 +49,16 @@ impl Output {
     }
 
     /// The result, once: as a document, or as text for people.
-    pub(super) fn result(&self, document: &impl Serialize, text: impl FnOnce() -> String) {
+    ///
+    /// # Errors
+    /// When stdout does not take it, such as on a full disk.
+    pub(super) fn result(&self, document: &impl Serialize, text: impl FnOnce() -> String) -> Result<(), CliError> {
         let text = match self.format {
             // These documents hold no map with keys other than texts, so that this cannot fail.
             OutputFormat::Json => serde_json::to_string_pretty(document).unwrap_or_default(),
             OutputFormat::Text => text(),
         };
-        write(io::stdout().lock(), text.trim_end());
+        write_result(io::stdout().lock(), text.trim_end())
     }
 
     /// Something that a person should know and a script need not.
@@ -71,7 +74,8 @@ impl Output {
             let document = ErrorDocument {
                 error: ErrorFacts { reason: error.reason(), message: &sentence(error), way_out: error.way_out() },
             };
-            self.result(&document, String::new);
+            // The same stands on stderr.
+            let _ = self.result(&document, String::new);
         }
         let (on, off) = if self.color { ("\u{1b}[31;1m", "\u{1b}[0m") } else { ("", "") };
         let mut text = format!("{on}error:{off} {} [{}]", sentence(error), error.reason());
@@ -129,9 +133,12 @@ pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>
     lines.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect::<Vec<_>>().join("\n")
 }
 
-/// Bytes for people, such as `1.5 GiB`.
-pub(super) fn bytes(bytes: u64) -> String {
-    indicatif::BinaryBytes(bytes).to_string()
+/// Writes a result for whoever still reads.
+fn write_result(mut to: impl Write, text: impl Display) -> Result<(), CliError> {
+    match writeln!(to, "{text}").and_then(|()| to.flush()) {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(CliError::Result { source }),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn write(mut to: impl Write, text: impl Display) {
@@ -142,6 +149,17 @@ fn write(mut to: impl Write, text: impl Display) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_that_a_full_disk_does_not_take_is_an_error_and_a_reader_that_left_is_none() {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let error = write_result(full, "a point").unwrap_err();
+        assert_eq!((error.reason(), error.exit()), ("ResultNotWritten", crate::cli::Exit::Failed));
+        assert!(sentence(&error).contains("stdout: No space left on device"), "{}", sentence(&error));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert!(write_result(writer, "a point").is_ok());
+    }
 
     #[test]
     fn columns_of_a_table_line_up_without_decoration() {

@@ -23,11 +23,14 @@ use crate::{
 
 /// Lists the points, or shows one.
 pub(super) async fn run(args: &Points, output: &Output) -> Result<Exit, CliError> {
-    match (&args.show, &args.repository) {
-        (Some(PointsVerb::Show(show)), _) => self::show(show, output).await,
-        (None, Some(repository)) => list(repository, args.guest.as_deref(), output).await,
-        // The arguments' own rules do not let this through.
-        (None, None) => Ok(Exit::Usage),
+    // The arguments' own rules do not let this through.
+    let Some(repository) = args.repository() else { return Ok(Exit::Usage) };
+    match &args.show {
+        Some(PointsVerb::Show(show)) => {
+            let from = PointSelection { repository: repository.to_owned(), guest: args.guest().map(str::to_owned) };
+            self::show(show, &from, output).await
+        }
+        None => list(repository, args.guest(), output).await,
     }
 }
 
@@ -54,20 +57,20 @@ async fn list(repository: &Path, guest: Option<&str>, output: &Output) -> Result
     }
     let points: Vec<_> = chosen.iter().flat_map(GuestPoints::documents).collect();
     let document = List { repository_id: repository.id().to_string(), points };
-    output.result(&document, || text(&document.points));
+    output.result(&document, || text(&document.points))?;
     Ok(Exit::Done)
 }
 
-async fn show(args: &PointsShow, output: &Output) -> Result<Exit, CliError> {
-    let repository = Host::load()?.open(&args.point.repository).await?;
-    let (points, at) = find(&repository, &args.point, &args.id).await?;
+async fn show(args: &PointsShow, from: &PointSelection, output: &Output) -> Result<Exit, CliError> {
+    let repository = Host::load()?.open(&from.repository).await?;
+    let (points, at) = find(&repository, from, &args.id).await?;
     if args.definition {
         let definition = &points.points[at].manifest.definition;
-        output.result(definition, || serde_json::to_string_pretty(definition).unwrap_or_default());
+        output.result(definition, || serde_json::to_string_pretty(definition).unwrap_or_default())?;
         return Ok(Exit::Done);
     }
     let document = points.document(at);
-    output.result(&document, || document.text());
+    output.result(&document, || document.text())?;
     Ok(Exit::Done)
 }
 

@@ -1,5 +1,5 @@
 //! Live progress on stderr: a bar for each disk on a terminal, elsewhere a plain line at each change of what is being
-//! done and every 10 s.
+//! done, every 10 s, and when all of it is done.
 
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub(super) struct Progress {
     step_began: Instant,
     at_begin: u64,
     last_line: Instant,
+    /// Whether the last line said that all is done.
+    told_whole: bool,
 }
 
 impl Progress {
@@ -44,6 +46,7 @@ impl Progress {
             step_began: now,
             at_begin: 0,
             last_line: now,
+            told_whole: false,
         }
     }
 
@@ -59,8 +62,11 @@ impl Progress {
             ProgressStyle::None => {}
             ProgressStyle::Bars => self.draw(items),
             ProgressStyle::Lines => {
-                if changed || self.last_line.elapsed() >= EVERY {
-                    self.last_line = Instant::now();
+                let whole = is_whole(items);
+                self.told_whole &= whole;
+                let newly = changed || whole && !self.told_whole;
+                if newly || self.last_line.elapsed() >= EVERY {
+                    (self.last_line, self.told_whole) = (Instant::now(), whole);
                     let line = line(step, items, self.at_begin, self.step_began.elapsed());
                     self.output.note(line);
                 }
@@ -139,6 +145,11 @@ fn line(step: &str, items: &[Item], at_begin: u64, since: Duration) -> String {
     text
 }
 
+/// Whether there is something, and all of it is done.
+fn is_whole(items: &[Item]) -> bool {
+    items.iter().any(|item| item.total > 0) && items.iter().all(|item| item.done >= item.total)
+}
+
 fn percent(done: u64, total: u64) -> u128 {
     if total == 0 { 100 } else { u128::from(done.min(total)) * 100 / u128::from(total) }
 }
@@ -156,6 +167,14 @@ mod tests {
         let items = [item("disk0", 512 << 20, 1 << 30), item("disk1", 0, 1 << 30)];
         let text = line("Copying", &items, 0, Duration::from_secs(8));
         assert_eq!(text, "Copying: 25% of 2.00 GiB, 64.00 MiB/s, 24 seconds left (disk0 50%, disk1 0%)");
+    }
+
+    #[test]
+    fn a_last_line_is_due_when_all_of_something_is_done() {
+        assert!(is_whole(&[item("disk0", 9, 9), item("empty", 0, 0)]));
+        for items in [vec![], vec![item("d", 0, 0)], vec![item("disk0", 9, 9), item("disk1", 8, 9)]] {
+            assert!(!is_whole(&items), "{items:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     guests::{Known, identity},
     host::Host,
     output::Output,
+    progress::Progress,
 };
 use crate::engine::{Phase, Recovered};
 
@@ -20,12 +21,25 @@ pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliErro
     let guest = known.identify(&args.machine, None, &identity(&monitor).await?)?;
     let repository = host.open(&args.repository).await?;
     let engine = host.engine(repository.path())?;
-    if engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid) {
-        output.note("A run of this machine was cut off. It is finished or undone now: a copy that QEMU still makes is waited for.");
-    }
-    let done = Document::new(engine.recover(&monitor, &guest.uuid, repository.id(), args.adopt).await?);
-    output.result(&done, || done.sentence(&guest.name));
+    let left = engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid);
+    let recovered = tokio::select! {
+        recovered = engine.recover(&monitor, &guest.uuid, repository.id(), args.adopt) => recovered?,
+        never = wait(Progress::new(output)), if left => match never {},
+    };
+    let done = Document::new(recovered);
+    output.result(&done, || done.sentence(&guest.name))?;
     Ok(Exit::Done)
+}
+
+/// Says what is waited for, now and then; never ends by itself.
+async fn wait(mut progress: Progress) -> std::convert::Infallible {
+    const STEP: &str =
+        "A run of this machine was cut off. It is finished or undone: a copy that QEMU still makes is waited for";
+    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    loop {
+        tick.tick().await;
+        progress.show(STEP, &[]);
+    }
 }
 
 /// What was found and done.
@@ -84,12 +98,29 @@ impl Document {
             }
             (Some(run), _) => format!("Undid an earlier run of {guest}: {} [{}]", run.message, run.reason),
         };
-        for what in self.adopted.iter().chain(&self.removed) {
-            text = format!("{text}\nRemoved {what}");
+        for what in &self.adopted {
+            text = format!("{text}\nRemoved {what}, which no journal of this host knows");
+        }
+        for what in &self.removed {
+            text = format!("{text}\nRemoved {what}, which is of no use any more");
         }
         for what in &self.notes {
             text = format!("{text}\n{what}");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_removed_is_said_with_the_reason() {
+        let done =
+            Document { found: false, run: None, adopted: vec!["job x".into()], removed: vec!["bitmap y".into()] };
+        let text = done.sentence("db-1");
+        assert!(text.contains("Removed job x, which no journal of this host knows\n"), "{text}");
+        assert!(text.ends_with("Removed bitmap y, which is of no use any more"), "{text}");
     }
 }

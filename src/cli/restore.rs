@@ -14,7 +14,7 @@ use super::{
     progress::{Item, Progress},
     signals::Interrupt,
 };
-use crate::engine::restore::{self, RestoreProgress, RestoreRequest, Stage};
+use crate::engine::restore::{self, RestoreError, RestoreProgress, RestoreRequest, Stage};
 
 /// Restores, or says what would be restored.
 pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliError> {
@@ -44,7 +44,7 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
     };
     if args.dry_run {
         blocking(move || restore::check(&repository, &roots, &request)).await?;
-        output.result(&document, || document.text("Would restore"));
+        output.result(&document, || document.text("Would restore"))?;
         return Ok(Exit::Done);
     }
     let flag = interrupt.flag.clone();
@@ -55,7 +55,7 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
         Err(_) if interrupt.came() => Err(CliError::Interrupted { what: "Restore".into() }),
         restored => {
             restored?;
-            output.result(&document, || document.text("Restored"));
+            output.result(&document, || document.text("Restored"))?;
             Ok(Exit::Done)
         }
     }
@@ -63,11 +63,18 @@ pub(super) async fn run(args: &Restore, output: &Output) -> Result<Exit, CliErro
 
 /// The file as the roots expect it: in an existing folder, absolute.
 fn file(host: &Host, given: &Path) -> Result<PathBuf, CliError> {
-    let wrong = |source| CliError::Path { path: given.to_owned(), source };
-    let absolute = std::path::absolute(given).map_err(wrong)?;
-    let no_file = || wrong(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it names no file"));
-    let (Some(folder), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Err(no_file()) };
+    let absolute = absolute(given)?;
+    let no_file = || RestoreError::NotAFileName { path: absolute.clone() };
+    // A path that ends in a folder's sign has a file name all the same, which is not what was meant.
+    if given.as_os_str().as_encoded_bytes().ends_with(b"/") {
+        return Err(no_file().into());
+    }
+    let (Some(folder), Some(name)) = (absolute.parent(), absolute.file_name()) else { return Err(no_file().into()) };
     Ok(host.folder(folder)?.join(name))
+}
+
+fn absolute(given: &Path) -> Result<PathBuf, CliError> {
+    std::path::absolute(given).map_err(|source| CliError::Path { path: given.to_owned(), source })
 }
 
 struct Shown {
@@ -120,7 +127,7 @@ impl Document {
                     known: known.collect::<Vec<_>>().join(", "),
                 });
             };
-            let path = to.path.display().to_string();
+            let path = absolute(&to.path)?.display().to_string();
             Ok(Disk { name: disk.name.to_string(), path, virtual_size: disk.virtual_size })
         };
         Ok(Self {

@@ -17,6 +17,7 @@ use crate::{
     chain::finding::{Finding, Severity},
     ids::{GuestId, PointId},
     repo::check,
+    sentence::counted,
 };
 
 /// Verifies what was asked for.
@@ -46,7 +47,7 @@ pub(super) async fn run(args: &Verify, output: &Output) -> Result<Exit, CliError
         return Err(CliError::Interrupted { what: "Verification".into() });
     }
     let document = Document { findings: verified?, verified_bytes: read };
-    output.result(&document, || document.text());
+    output.result(&document, || document.text())?;
     Ok(if document.damaged() { Exit::Damage } else { Exit::Done })
 }
 
@@ -88,7 +89,7 @@ impl Document {
             "Nothing is stored here: there are no points".to_owned()
         } else if self.damaged() {
             let damaged = self.findings.iter().filter(|finding| finding.severity == Severity::Damage).count();
-            format!("DAMAGED: {damaged} findings in {read} of stored data")
+            format!("DAMAGED: {} in {read} of stored data", counted(damaged as u64, "finding"))
         } else {
             format!("Intact: {read} of stored data are as they were written")
         });
@@ -104,4 +105,20 @@ fn line(finding: &Finding) -> String {
     place.extend(finding.offset.map(|offset| format!("offset {offset}")));
     let place = if place.is_empty() { String::new() } else { format!(" ({})", place.join(", ")) };
     format!("{:?} {:?}: {}{place}", finding.severity, finding.kind, finding.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::finding::Kind;
+
+    #[test]
+    fn one_finding_is_singular_and_notices_are_not_counted() {
+        let finding = |severity| Finding::new(severity, Kind::FileMissing, "It is not there");
+        let mut document =
+            Document { findings: vec![finding(Severity::Damage), finding(Severity::Notice)], verified_bytes: 1 << 20 };
+        assert!(document.text().ends_with("DAMAGED: 1 finding in 1.00 MiB of stored data"), "{}", document.text());
+        document.findings.push(finding(Severity::Damage));
+        assert!(document.text().ends_with("DAMAGED: 2 findings in 1.00 MiB of stored data"), "{}", document.text());
+    }
 }

@@ -4,6 +4,7 @@
 mod agent;
 mod architecture;
 mod argocd;
+mod command;
 mod controller;
 mod docs;
 mod engine;

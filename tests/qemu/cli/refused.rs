@@ -85,6 +85,60 @@ fn restores_stay_beneath_the_hosts_roots() {
 }
 
 #[test]
+fn a_folder_is_no_target_under_any_policy_and_what_to_write_is_said() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).disk(Disk::raw("disk1", MIB)).paused().start();
+    host.backup(&machine);
+    let (folder, repository) = (host.path("restored/folder"), host.repository());
+    std::fs::create_dir(&folder).unwrap();
+    let folder = folder.display().to_string();
+    let new = host.path("restored/new").display().to_string();
+    let cases = [
+        (vec![format!("disk0={folder}")], format!("such as \"{folder}/disk0.qcow2\"")),
+        (vec![format!("disk0={folder}/")], "must be the absolute path of a file".to_owned()),
+        (vec![format!("disk0={new}/")], "must be the absolute path of a file".to_owned()),
+        (vec![format!("disk0={new}"), format!("disk1={new}")], "for two disks, disk0 and disk1".to_owned()),
+        (vec![format!("disk0={new}"), format!("disk0={folder}/x")], "Disk disk0 is named twice".to_owned()),
+    ];
+    for (targets, says) in &cases {
+        for overwrite in ["Never", "IfSameGuest", "Always"] {
+            let mut words = vec!["restore", "--repository", &repository, "--point", "latest", "--overwrite", overwrite];
+            words.extend(targets.iter().flat_map(|target| ["--to", target.as_str()]));
+            let output = host.run(&words);
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{words:?}: {said}");
+            assert!(said.contains("[RestoreInvalid]") && said.contains(says) && said.contains("way out: "), "{said}");
+        }
+    }
+    let left: Vec<_> =
+        std::fs::read_dir(host.path("restored")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["folder"]);
+    assert_eq!(std::fs::read_dir(host.path("restored/folder")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_relative_target_is_shown_as_the_path_that_it_is() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    host.backup(&machine);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
+    command.args([
+        "restore",
+        "--repository",
+        &host.repository(),
+        "--point",
+        "latest",
+        "--to",
+        "disk0=new.raw",
+        "--dry-run",
+    ]);
+    command.env("DRIFTLINE_CONFIG", host.path("host.toml")).current_dir(host.path("restored"));
+    let output = command.output().unwrap();
+    let said = text(&output.stdout);
+    assert!(said.contains(&host.path("restored/new.raw").display().to_string()), "{said}{}", text(&output.stderr));
+}
+
+#[test]
 fn a_dry_run_refuses_what_the_restore_would_and_changes_nothing() {
     let host = Host::new();
     let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
