@@ -124,7 +124,7 @@ pub struct Backup {
     /// Only this disk; may be given several times [default: all that can be backed up].
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskName>,
-    /// Not this disk; may be given several times.
+    /// Not this disk; may be given several times, and need not be there.
     #[arg(long, value_name = "DISK")]
     pub exclude: Vec<DiskName>,
     /// Bytes per second of each disk, such as 50Mi [default: no limit].
