@@ -117,8 +117,13 @@ mod tests {
 
     #[test]
     fn what_was_removed_is_said_with_the_reason() {
-        let done =
-            Document { found: false, run: None, adopted: vec!["job x".into()], removed: vec!["bitmap y".into()] };
+        let done = Document {
+            found: false,
+            run: None,
+            adopted: vec!["job x".into()],
+            removed: vec!["bitmap y".into()],
+            notes: vec![],
+        };
         let text = done.sentence("db-1");
         assert!(text.contains("Removed job x, which no journal of this host knows\n"), "{text}");
         assert!(text.ends_with("Removed bitmap y, which is of no use any more"), "{text}");
