@@ -289,8 +289,8 @@ pub struct Guests {
 
 fn target(text: &str) -> Result<Target, String> {
     let example = "write DISK=PATH, such as disk0=/var/lib/machines/disk0.qcow2";
-    // Names of disks and of files may hold the sign, too. A path that says that it is one ends the doubt, and the disk's name
-    // the sooner the better: QEMU gives none such to what has an id.
+    // Names of disks and of files may hold the sign, too. The first one before what begins as a path ends the disk's name; where
+    // none does, the first one: QEMU takes no id with such a sign, a file is called as one likes.
     let before_path = ["/", "./", "../"].iter().filter_map(|path| text.find(&format!("={path}"))).min();
     let (disk, path) = match before_path {
         Some(at) => (&text[..at], &text[at + 1..]),

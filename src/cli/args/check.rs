@@ -35,6 +35,7 @@ fn backup(args: &Backup) -> Result<(), clap::Error> {
     match args.disks.iter().find(|disk| args.exclude.contains(disk)) {
         None => Ok(()),
         Some(disk) => Err(refuse(
+            &["backup"],
             ErrorKind::ArgumentConflict,
             &format!("disk {disk} is named by both --disk and --exclude: leave one of them out"),
         )),
@@ -46,15 +47,20 @@ fn points(args: &Points) -> Result<(), clap::Error> {
     let twice = args.repository.is_some() && show.repository.is_some() || args.guest.is_some() && show.guest.is_some();
     if twice {
         let text = "give --repository and --guest once, before or behind `show`";
-        return Err(refuse(ErrorKind::ArgumentConflict, text));
+        return Err(refuse(&["points", "show"], ErrorKind::ArgumentConflict, text));
     }
     if args.repository().is_none() {
         let text = "give the repository's folder: driftline points show ID --repository DIR";
-        return Err(refuse(ErrorKind::MissingRequiredArgument, text));
+        return Err(refuse(&["points", "show"], ErrorKind::MissingRequiredArgument, text));
     }
     Ok(())
 }
 
-fn refuse(kind: ErrorKind, text: &str) -> clap::Error {
-    Cli::command().error(kind, text)
+/// The error as clap tells its own, with the usage of the verb.
+fn refuse(verb: &[&str], kind: ErrorKind, text: &str) -> clap::Error {
+    let (mut all, mut whole) = (Cli::command(), Cli::command());
+    // Gives each verb its whole name.
+    all.build();
+    let found = verb.iter().try_fold(&mut all, |command, word| command.find_subcommand_mut(word));
+    found.unwrap_or(&mut whole).error(kind, text)
 }

@@ -45,7 +45,7 @@ fn wrong_values_are_refused_with_what_to_write() {
         (vec!["restore", "--repository", "r", "--point", "latst", "--to", "a=b"], "or latest"),
         (vec!["backup", "--qmp", "q", "--repository", "r", "--disk", "a", "--exclude", "a"], "named by both"),
         (vec!["points"], "--repository"),
-        (vec!["points", "show", "latest"], "--repository"),
+        (vec!["points", "show", "latest"], "Usage: driftline points show"),
         (vec!["points", "--repository", "a", "show", "latest", "--repository", "b"], "once"),
         (vec!["points", "--guest", "a", "show", "latest", "--guest", "b", "--repository", "b"], "once"),
     ] {
