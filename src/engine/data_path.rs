@@ -83,6 +83,7 @@ pub fn left(needed: u64, room: Option<u64>) -> Result<u64, Unsafe> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::EngineError;
 
     #[test]
     fn the_way_is_direct_on_a_local_file_system_and_staged_elsewhere_or_on_request() {
@@ -105,6 +106,16 @@ mod tests {
         assert!(text.starts_with("the copy is to be staged") && text.contains("[scratch]"), "{text}");
         let text = Unsafe::ScratchFull { room: 1 << 20, needed: 1 << 30 }.to_string();
         assert!(text.contains("1.00 MiB may be used now, and it can need 1.00 GiB"), "{text}");
+    }
+
+    #[test]
+    fn a_full_repository_is_told_in_sizes_for_people_with_the_reserves_share() {
+        let (available, needed, reserve, missing) = (1 << 30, 3 << 30, 256 << 20, 2 << 30);
+        let full = EngineError::NoSpace { path: "/r".into(), available, needed, reserve, missing }.to_string();
+        assert!(
+            full.contains("has 1.00 GiB free; the backup can need 3.00 GiB, 256.00 MiB of it the host's reserve"),
+            "{full}"
+        );
     }
 
     #[test]

@@ -213,3 +213,17 @@ impl RestoreError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_told_for_people_and_one_cluster_is_singular() {
+        let full = RestoreError::NoSpace { path: "/x".into(), needed: 3 << 30, available: 1 << 20 };
+        assert_eq!(full.to_string(), "The file system of \"/x\" has 1.00 MiB free, the restore may need 3.00 GiB");
+        let disk: DiskName = "disk0".parse().unwrap();
+        let damaged = RestoreError::Damaged { disk, clusters: 1, offset: 65536, stored: "stored in point p".into() };
+        assert!(damaged.to_string().contains("in 1 cluster, the first at byte 65536"), "{damaged}");
+    }
+}
