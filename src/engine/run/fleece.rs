@@ -22,6 +22,9 @@ use crate::{
 /// What a fleeced run takes of QEMU, as `query-qmp-schema` names it.
 const DRIVERS: [&str; 2] = ["copy-before-write", "snapshot-access"];
 
+/// How often the disks are looked at while jobs end: each does once.
+const LOOKS: usize = 100;
+
 impl Run<'_> {
     /// Whether QEMU has the nodes of a fleece.
     pub(super) fn can_fleece(client: &Client) -> bool {
@@ -108,11 +111,22 @@ impl Run<'_> {
     /// Whether somebody's snapshot came between the last look at the disks and the transaction: then what is copied is not of
     /// one instant.
     pub(super) async fn check_layers(&self, client: &Client, record: &Record) -> Done<()> {
-        let answers = graph::look_again(client).await?;
-        for disk in &record.disks {
-            let place = Place { qdev: &disk.qdev, top: &disk.top, node: &disk.node };
-            if let Some(change @ Change::Layer(_)) = graph::change(&answers, place) {
-                return Err(EngineError::DiskChanged { disk: disk.name.clone(), change }.into());
+        for look in 1.. {
+            let answers = graph::look_again(client).await?;
+            let mut ended = false;
+            for disk in &record.disks {
+                let place = Place { qdev: &disk.qdev, top: &disk.top, node: &disk.node };
+                match graph::change(&answers, place) {
+                    // The job's filter, which has gone with the job between one answer and the next.
+                    Some(Change::Layer(node)) if record.owns_node(&node) && look < LOOKS => ended = true,
+                    Some(change @ Change::Layer(_)) => {
+                        return Err(EngineError::DiskChanged { disk: disk.name.clone(), change }.into());
+                    }
+                    Some(Change::Unplugged | Change::Filter(_) | Change::Job(_)) | None => {}
+                }
+            }
+            if !ended {
+                break;
             }
         }
         Ok(())
