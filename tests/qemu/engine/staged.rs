@@ -93,7 +93,7 @@ async fn what_cannot_be_staged_is_refused_with_the_reason_and_the_way_out() {
     refused(&bare, RequestedDataPath::Direct, &["local file system", "Auto or Staged"], false).await;
     refused(&bare, RequestedDataPath::Auto, &["host.toml", "[scratch]"], false).await;
     let small = host(MIB);
-    refused(&small, RequestedDataPath::Staged, &["1048576", "budget"], true).await;
+    refused(&small, RequestedDataPath::Staged, &["1.00 MiB", "budget"], true).await;
     // A network file system is no place to stage.
     let mut remote = host(1 << 30);
     let directory = remote.repository_path().join("scratch");
