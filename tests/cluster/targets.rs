@@ -67,7 +67,7 @@ fn a_run_that_cannot_fit_is_refused_before_it_starts() {
     tenant.repository(NODE, "small");
     tenant.guest(NODE, "g", &machine.qmp());
     let failed = fails(&tenant, "full", "g", "small", &["RepositoryFull"]);
-    assert!(failed["message"].as_str().unwrap().contains("bytes"), "{failed}");
+    assert!(failed["message"].as_str().unwrap().contains("MiB free"), "{failed}");
     unharmed(&machine);
     let backups = machine.execute("query-block-jobs", json!({}));
     assert_eq!(backups.as_array().map(Vec::len), Some(0), "{backups}");
