@@ -9,10 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Journal, JournalError, Record,
-    store::{replace, sync_folder},
-};
+use super::{Journal, JournalError, Record, store::replace_or_remove};
 use crate::{
     engine::request::BackupRequest,
     ids::{AttemptId, GuestId, PointId},
@@ -128,17 +125,7 @@ impl Journal {
     }
 
     fn set_all_aside(&self, guest: &GuestId, aside: &Aside) -> Result<(), JournalError> {
-        let path = self.aside_path(guest);
-        let write = || -> io::Result<()> {
-            if !aside.is_empty() {
-                return replace(&path, &serde_json::to_vec(aside)?);
-            }
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                removed => removed.and_then(|()| sync_folder(&self.running)),
-            }
-        };
-        write().map_err(|source| JournalError::Write { path: path.clone(), source })
+        replace_or_remove(&self.aside_path(guest), (!aside.is_empty()).then_some(aside))
     }
 }
 

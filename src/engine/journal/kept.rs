@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
-use super::{
-    Journal, JournalError,
-    store::{replace, sync_folder},
-};
+use super::{Journal, JournalError, store::replace_or_remove};
 use crate::ids::{AttemptId, GuestId};
 
 impl Journal {
@@ -35,17 +32,7 @@ impl Journal {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_kept(&self, guest: &GuestId, attempts: &BTreeSet<AttemptId>) -> Result<(), JournalError> {
-        let path = self.kept_path(guest);
-        let write = || -> io::Result<()> {
-            if !attempts.is_empty() {
-                return replace(&path, &serde_json::to_vec(attempts)?);
-            }
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                removed => removed.and_then(|()| sync_folder(&self.running)),
-            }
-        };
-        write().map_err(|source| JournalError::Write { path: path.clone(), source })
+        replace_or_remove(&self.kept_path(guest), (!attempts.is_empty()).then_some(attempts))
     }
 }
 

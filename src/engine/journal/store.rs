@@ -12,6 +12,7 @@ use std::{
 
 use jiff::{Timestamp, ToSpan};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags};
+use serde::Serialize;
 
 use super::Record;
 use crate::{
@@ -254,16 +255,30 @@ fn reserve(path: &Path, length: usize) -> io::Result<()> {
 }
 
 /// Makes the names in a folder durable.
-pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
+fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
 /// Gives a file another content, all of it at once: durable when this returns.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let spare = path.with_added_extension("next");
     write_synced(&spare, bytes)?;
     fs::rename(&spare, path)?;
     sync_folder(path.parent().unwrap_or(path))
+}
+
+/// Makes `content` what stands in a file, or removes the file where there is none: durable when this returns.
+pub(super) fn replace_or_remove<T: Serialize>(path: &Path, content: Option<&T>) -> Result<(), JournalError> {
+    let write = || -> io::Result<()> {
+        if let Some(content) = content {
+            return replace(path, &serde_json::to_vec(content)?);
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed.and_then(|()| sync_folder(path.parent().unwrap_or(path))),
+        }
+    };
+    write().map_err(|source| JournalError::Write { path: path.to_owned(), source })
 }
 
 /// Writes over what is there, without giving back its space first.
