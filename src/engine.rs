@@ -59,6 +59,9 @@ use crate::{
     repo::{QemuImg, Roots},
 };
 
+/// How long a guest's lock that nobody should hold is waited for.
+const LOCK_SOON: Duration = Duration::from_secs(1);
+
 /// What an engine works with; one set per host, the same for the agent and the command.
 #[derive(Clone)]
 pub struct Settings {
@@ -251,7 +254,7 @@ impl Engine {
     /// The guest's lock for what does not wait for a run. A process that is just being started by this one holds the
     /// descriptor for some milliseconds, until its exec closes it: one look would call that somebody at work.
     async fn lock_soon(&self, guest: &GuestId, holder: &str) -> Result<GuestLock, EngineError> {
-        let until = tokio::time::Instant::now() + Duration::from_secs(1);
+        let until = tokio::time::Instant::now() + LOCK_SOON;
         loop {
             match try_lock(&self.0.settings.locks, guest, holder).map_err(EngineError::Lock)? {
                 Attempted::Locked(lock) => return Ok(lock),

@@ -303,9 +303,7 @@ impl<'a> Run<'a> {
 
     /// Makes `state` durable; only then it holds.
     async fn set_state(&mut self, record: &mut Record, state: State) -> Done<()> {
-        let new = Record { state, ..record.clone() };
-        self.save(&new).await?;
-        *record = new;
+        self.update(record, |record| record.state = state).await?;
         if self.own {
             self.state.follow_record(record);
             self.publish();

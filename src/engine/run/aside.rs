@@ -87,13 +87,10 @@ impl Run<'_> {
     }
 
     async fn discard(&mut self, request: &BackupRequest, point: PointId) -> Done<()> {
-        let (store, guest, lock) = (self.store(request).await?, request.guest.uuid.clone(), self.lock.clone());
-        self.blocking("discard", "Removing the files of the attempt", move || {
-            let _lock = lock;
-            match store.repository.partial_point(&guest, &point)? {
-                Some(partial) => partial.discard(),
-                None => Ok(()),
-            }
+        let guest = request.guest.uuid.clone();
+        self.repository(request, "discard", move |repository| match repository.partial_point(&guest, &point)? {
+            Some(partial) => partial.discard(),
+            None => Ok(()),
         })
         .await
     }

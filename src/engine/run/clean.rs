@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Done, Driven, EngineError, Halt, Run, Store};
+use super::{Done, Driven, EngineError, Halt, Run};
 use crate::{
     chain::{graph::Graph, point::Point},
     engine::{
         error::{GUEST_HARMED, TARGET_STUCK},
-        graph::inspect,
+        graph,
         journal::{Failure, Record, State},
         orphans,
         plan::{self, Undo},
@@ -62,12 +62,11 @@ impl Run<'_> {
 
     /// A point of the request's guest that is in the repository.
     pub(super) async fn stored(&mut self, request: &BackupRequest, point: PointId) -> Done<CommittedPoint> {
-        let Store { repository, .. } = self.store(request).await?;
         let guest = request.guest.uuid.clone();
-        self.blocking("point", "Reading the point", move || {
+        self.repository(request, "point", move |repository| {
             let found = repository.point(&guest, &point)?;
             let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
-            let chain = chain_of(&repository, &guest, &stored.manifest.point());
+            let chain = chain_of(repository, &guest, &stored.manifest.point());
             Ok(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain })
         })
         .await
@@ -91,7 +90,7 @@ impl Run<'_> {
             let remove = BlockDirtyBitmapRemove(BitmapRef { node: disk.node.clone(), name });
             self.lenient(client, "Removing an increment's bitmap", &remove).await?;
         }
-        let guest = inspect(client).await?;
+        let disks = graph::disks(&graph::look_again(client).await?);
         let kept = record
             .disks
             .iter()
@@ -103,7 +102,7 @@ impl Run<'_> {
             .collect();
         let own = record.request.guest.uuid.clone();
         let in_flight = self.journal(move |journal| journal.in_flight(Some(&own))).await?;
-        for bitmap in orphans::after_commit(&guest.disks, &record.request.repository.id, &kept, &in_flight) {
+        for bitmap in orphans::after_commit(&disks, &record.request.repository.id, &kept, &in_flight) {
             let act = format!("Removing bitmap {}", bitmap.name);
             self.try_to_remove(client, &act, &BlockDirtyBitmapRemove(bitmap)).await?;
         }

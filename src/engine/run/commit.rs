@@ -72,19 +72,17 @@ impl Run<'_> {
         let mut variables = Variables::default();
         for drive in &record.variables {
             let (partial, disk) = (Arc::clone(&partial), drive.disk.clone());
-            match self.repository(record, "seal", move |_| partial.variables(&disk)).await? {
+            match self.repository(&record.request, "seal", move |_| partial.variables(&disk)).await? {
                 Some(stored) => variables.stored.push(stored),
                 None => variables.left_out.push(drive.disk.clone()),
             }
         }
         // Whoever finds the repository gone from here on does not know whether the manifest is in it.
         if !record.committing {
-            let committing = Record { committing: true, ..record.clone() };
-            self.save(&committing).await?;
-            *record = committing;
+            self.update(record, |record| record.committing = true).await?;
         }
         let (record_there, engine) = (record.clone(), Arc::clone(&self.engine));
-        self.repository(record, "commit", move |repository| {
+        self.repository(&record.request, "commit", move |repository| {
             repository.check_still_there(&engine.settings.roots)?;
             let sequence = repository.next_sequence(&record_there.request.guest.uuid)?;
             partial.commit(&manifest(&record_there, sequence, &sealed, variables))
@@ -97,7 +95,7 @@ impl Run<'_> {
         let (partial, name) = (Arc::clone(partial), disk.name.clone());
         let shown = self.own.then(|| self.control.state.clone());
         let mut said = Instant::now();
-        self.repository(record, "seal", move |_| {
+        self.repository(&record.request, "seal", move |_| {
             partial.seal_disk(&name, &mut |bytes| {
                 // At most once a second: nobody reads faster.
                 if let Some(shown) = &shown

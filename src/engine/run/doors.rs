@@ -28,6 +28,15 @@ impl Run<'_> {
         self.journal(move |journal| journal.save(&record)).await
     }
 
+    /// Makes a change of the record durable; only then it holds.
+    pub(super) async fn update(&self, record: &mut Record, change: impl FnOnce(&mut Record)) -> Done<()> {
+        let mut new = record.clone();
+        change(&mut new);
+        self.save(&new).await?;
+        *record = new;
+        Ok(())
+    }
+
     /// Calls the journal on a thread for blocking calls.
     pub(super) async fn journal<T: Send + 'static>(
         &self,
@@ -46,11 +55,11 @@ impl Run<'_> {
     }
 
     /// Opens the repository and takes the guest's writer lease, once.
-    pub(super) async fn store(&mut self, record: &BackupRequest) -> Done<Store> {
+    pub(super) async fn store(&mut self, request: &BackupRequest) -> Done<Store> {
         if let Some(store) = &self.store {
             return Ok(store.clone());
         }
-        let (engine, request) = (Arc::clone(&self.engine), record.clone());
+        let (engine, request) = (Arc::clone(&self.engine), request.clone());
         let opened = self
             .blocking("open", "Opening the repository", move || {
                 let settings = &engine.settings;
@@ -64,16 +73,16 @@ impl Run<'_> {
         Ok(opened)
     }
 
-    /// Calls the repository of the record on a thread for blocking calls, with the lease held.
+    /// Calls the repository of the request on a thread for blocking calls, with the lease held.
     pub(super) async fn repository<T: Send + 'static>(
         &mut self,
-        record: &Record,
+        request: &BackupRequest,
         name: &'static str,
         act: impl FnOnce(&Repository) -> Result<T, RepoError> + Send + 'static,
     ) -> Done<T> {
-        let store = self.store(&record.request).await?;
+        let Store { repository, _lease: lease } = self.store(request).await?;
         let says = match name {
-            "point" => "Looking for the point's manifest",
+            "point" => "Reading the point's manifest",
             "create" => "Making the point's folder",
             "disk" => "Making a disk's file",
             "allocate" => "Allocating space for a disk's file",
@@ -84,7 +93,6 @@ impl Run<'_> {
             "commit" => "Committing the point",
             _ => "Reading the repository",
         };
-        let Store { repository, _lease: lease } = store;
         // A call that reads and is left behind holds nobody up.
         let lease = (remains(name) == Remains::Files).then_some(lease);
         self.blocking(name, says, move || {

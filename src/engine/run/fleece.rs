@@ -38,9 +38,7 @@ impl Run<'_> {
         let status = self.execute(&client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
         let stops = drives.len() > 1 && status.status == RunState::Running;
         let at = self.now();
-        let new = Record { stopping: stops, state: State::Sending { at }, ..record.clone() };
-        self.save(&new).await?;
-        *record = new;
+        self.update(record, |record| (record.stopping, record.state) = (stops, State::Sending { at })).await?;
         if !stops {
             return self.switch_all(&client, record, drives).await;
         }
@@ -50,9 +48,7 @@ impl Run<'_> {
         };
         self.let_run(&client).await?;
         // At once: a recovery would continue a guest that a person has paused since.
-        let new = Record { stopping: false, ..record.clone() };
-        self.save(&new).await?;
-        *record = new;
+        self.update(record, |record| record.stopping = false).await?;
         switched
     }
 
@@ -67,10 +63,7 @@ impl Run<'_> {
         // On another monitor a dead client's `stop` may still be done after our first reply (measured).
         tokio::time::sleep(Duration::from_secs(1)).await;
         self.let_run(&client).await?;
-        let new = Record { stopping: false, ..record.clone() };
-        self.save(&new).await?;
-        *record = new;
-        Ok(())
+        self.update(record, |record| record.stopping = false).await
     }
 
     async fn let_run(&self, client: &Client) -> Done<()> {

@@ -42,7 +42,7 @@ impl Run<'_> {
             None => {
                 let partial = self.open_partial(record).await?;
                 let create = move |_: &_| partial.create_disk(&disk, virtual_size, bound, parent.as_ref());
-                self.repository(record, "disk", create).await
+                self.repository(&record.request, "disk", create).await
             }
         }
     }
@@ -53,7 +53,7 @@ impl Run<'_> {
             Some(stage) => self.staged("disk", move || opened(&stage)?.open_disk(&disk)).await,
             None => {
                 let partial = self.open_partial(record).await?;
-                self.repository(record, "disk", move |_| partial.open_disk(&disk)).await
+                self.repository(&record.request, "disk", move |_| partial.open_disk(&disk)).await
             }
         }
     }
@@ -64,7 +64,7 @@ impl Run<'_> {
             Some(stage) => self.staged("allocate", move || opened(&stage)?.reserve_disk(&disk, bytes)).await,
             None => {
                 let partial = self.open_partial(record).await?;
-                self.repository(record, "allocate", move |_| partial.reserve_disk(&disk, bytes)).await
+                self.repository(&record.request, "allocate", move |_| partial.reserve_disk(&disk, bytes)).await
             }
         }
     }
@@ -76,7 +76,9 @@ impl Run<'_> {
             None => {
                 let (partial, name) = (self.open_partial(record).await?, disk.clone());
                 let synced = self
-                    .repository(record, "sync", move |_| Ok(std::fs::File::from(partial.open_disk(&name)?).sync_all()))
+                    .repository(&record.request, "sync", move |_| {
+                        Ok(std::fs::File::from(partial.open_disk(&name)?).sync_all())
+                    })
                     .await?;
                 Ok(synced.map_err(|source| EngineError::Sync { disk, source })?)
             }
@@ -123,7 +125,7 @@ impl Run<'_> {
             let (partial, name, stage) = (Arc::clone(partial), disk.name.clone(), stage.clone());
             let shown = self.own.then(|| self.control.state.clone());
             let (mut said, given_up) = (Instant::now(), Arc::clone(&given_up.0));
-            self.repository(record, "take", move |_| {
+            self.repository(&record.request, "take", move |_| {
                 partial.take_disk(&name, &opened(&stage)?, &mut |bytes| {
                     if let Some(shown) = &shown
                         && said.elapsed() >= Duration::from_secs(1)

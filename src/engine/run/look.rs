@@ -33,7 +33,7 @@ impl Run<'_> {
     async fn manifest(&mut self, record: &Record) -> Done<Manifest> {
         let point = record.point.clone();
         let guest = record.request.guest.uuid.clone();
-        match self.repository(record, "point", move |repository| repository.point(&guest, &point)).await {
+        match self.repository(&record.request, "point", move |repository| repository.point(&guest, &point)).await {
             Ok(Some(_)) => Ok(Manifest::There),
             Ok(None) => Ok(Manifest::Absent),
             Err(Halt::Failed(error)) => Ok(Manifest::Unknown(error.failure())),

@@ -29,7 +29,9 @@ impl Run<'_> {
                 Step::CreatePoint => {
                     let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
                     let made = self
-                        .repository(record, "create", move |repository| repository.create_point(&guest, &point))
+                        .repository(&record.request, "create", move |repository| {
+                            repository.create_point(&guest, &point)
+                        })
                         .await?;
                     partial = Some(Arc::new(made));
                 }
@@ -43,7 +45,7 @@ impl Run<'_> {
                         continue;
                     };
                     let partial = self.partial(record, &mut partial).await?;
-                    self.repository(record, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
+                    self.repository(&record.request, "disk", move |_| partial.store_variables(&disk, &bytes)).await?;
                 }
                 Step::OpenTarget { disk, node, opaque } => {
                     let fd = self.open_image(record, disk.clone()).await?;
@@ -141,7 +143,9 @@ impl Run<'_> {
     pub(super) async fn open_partial(&mut self, record: &Record) -> Done<Arc<PartialPoint>> {
         let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
         let found = self
-            .repository(record, "partial", move |repository: &Repository| repository.partial_point(&guest, &point))
+            .repository(&record.request, "partial", move |repository: &Repository| {
+                repository.partial_point(&guest, &point)
+            })
             .await?;
         Ok(Arc::new(found.ok_or_else(|| EngineError::CopyGone { point: record.point.to_string() })?))
     }
