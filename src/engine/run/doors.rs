@@ -6,7 +6,7 @@
 //! cancelled run does before its record is written: nothing of it can appear later. From then on it waits, and says so, for
 //! the undoing of files must not be overtaken by what makes them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tokio::task::{JoinError, JoinHandle};
 
@@ -44,12 +44,14 @@ impl Run<'_> {
     ) -> Done<T> {
         self.engine.gates.pass(Passage::JournalBefore).await;
         let (engine, lock) = (Arc::clone(&self.engine), self.lock.clone());
+        let begin = Instant::now();
         let done = tokio::task::spawn_blocking(move || {
             let _lock = lock;
             act(&engine.journal)
         })
         .await
         .map_err(|source| EngineError::Broken { act: "Writing the journal", source })?;
+        tracing::trace!(took = ?begin.elapsed(), "the journal was asked");
         self.engine.gates.pass(Passage::JournalAfter).await;
         Ok(done.map_err(EngineError::Journal)?)
     }
@@ -121,7 +123,9 @@ impl Run<'_> {
             let _lock = lock;
             act()
         };
+        let begin = Instant::now();
         let called = self.wait(name, says, tokio::task::spawn_blocking(act)).await?;
+        tracing::trace!(name, took = ?begin.elapsed(), "the repository was asked");
         let done = called.map_err(|source| EngineError::Broken { act: says, source })?;
         self.engine.gates.pass(Passage::RepositoryAfter(name)).await;
         Ok(done.map_err(|source| EngineError::Repository { act: says, source: Box::new(source) })?)
@@ -177,7 +181,9 @@ impl Run<'_> {
     /// Sends a command; `act` says what for, as the beginning of a sentence.
     pub(super) async fn execute<C: Command>(&self, client: &Client, act: &str, command: &C) -> Done<C::Reply> {
         self.engine.gates.pass(Passage::Sending(C::NAME)).await;
+        let begin = Instant::now();
         let reply = ask(client, act, command).await;
+        tracing::trace!(command = C::NAME, took = ?begin.elapsed(), "QEMU was asked");
         self.engine.gates.pass(Passage::Replied(C::NAME)).await;
         Ok(reply?)
     }
