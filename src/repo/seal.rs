@@ -6,6 +6,7 @@ use std::{
     io::{self, BufWriter, Read},
     os::{fd::AsFd, unix::fs::FileExt},
     sync::atomic::{AtomicBool, Ordering},
+    thread::ScopedJoinHandle,
 };
 
 use rustix::fs::Advice;
@@ -72,14 +73,14 @@ pub(super) fn seal(
     folder.pass(Act::Truncate, &name)?;
     // Setting the length that it has frees what was allocated behind it (measured on ext4 and tmpfs).
     file.set_len(bytes).map_err(|source| folder.error(Act::Truncate, &name, source))?;
-    // The disk writes while the processor digests: both need every byte, and neither needs the other to be done.
+    // The disk writes while one processor digests and the other checks: none of the three needs another to be done.
     let (header, map, table_digest) = std::thread::scope(|scope| {
         let synced = scope.spawn(|| folder.sync_file(&name, file));
-        let digested = digest(folder, disk, file, bytes, tool, progress);
-        match synced.join() {
-            Ok(synced) => synced?,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        let checked = scope.spawn(|| check(folder, &name, file, tool));
+        let digested = digest(folder, disk, file, bytes, progress);
+        // What is wrong with a damaged image is what the check says of it.
+        joined(checked)?;
+        joined(synced)?;
         digested
     })?;
     // What was stored is not read again soon; guests have a better use for the memory.
@@ -98,16 +99,12 @@ pub(super) fn seal(
     })
 }
 
-/// Checks the image and writes its digest table.
-fn digest(
-    folder: &Folder,
-    disk: &DiskName,
-    file: &File,
-    bytes: u64,
-    tool: &QemuImg,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(Header, Map, String), RepoError> {
-    let path = folder.path().join(layout::image(disk));
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn check(folder: &Folder, name: &str, file: &File, tool: &QemuImg) -> Result<(), RepoError> {
+    let path = folder.path().join(name);
     let checked = tool
         .check(file.as_fd(), &AtomicBool::new(false))
         .map_err(|source| RepoError::Tool { path: path.clone(), source })?;
@@ -115,6 +112,18 @@ fn digest(
         let (corruptions, errors) = (checked.corruptions, checked.check_errors);
         return Err(RepoError::Corrupt { path, corruptions, errors });
     }
+    Ok(())
+}
+
+/// Writes the image's digest table.
+fn digest(
+    folder: &Folder,
+    disk: &DiskName,
+    file: &File,
+    bytes: u64,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Header, Map, String), RepoError> {
+    let path = folder.path().join(layout::image(disk));
     let header = Header::read(file)
         .and_then(|header| header.expect_stored(header.virtual_size).map(|()| header))
         .map_err(|source| RepoError::Header { path: path.clone(), source })?;
