@@ -81,7 +81,7 @@ impl Run<'_> {
 
     /// What step 9 does in QEMU.
     async fn tidy(&self, client: &Client, record: &Record) -> Done<()> {
-        self.close_nodes(client, record).await?;
+        self.close_nodes(client, &self.nodes(client).await?, record).await?;
         self.forget_fds(client, record).await?;
         self.end_jobs(client, record, false).await?;
         // The disk may have been unplugged meanwhile: then it is none of the guest's. That of a snapshot went with its node.

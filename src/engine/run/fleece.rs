@@ -14,7 +14,7 @@ use crate::{
     ids::NodeRole,
     qmp::{
         Client, Command,
-        block::{BlockDevice, BlockGraph, RunState, qom_path},
+        block::{BlockDevice, BlockGraph, BlockNode, RunState, qom_path},
         command::{BlockStream, Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
 };
@@ -160,22 +160,21 @@ impl Run<'_> {
     }
 
     /// Takes the fleece away, if the run has one: snapshots, filters, scratch files. Its jobs have ended.
-    pub(super) async fn tear_down(&self, client: &Client, record: &Record) -> Done<()> {
+    pub(super) async fn tear_down(&self, client: &Client, nodes: &[BlockNode], record: &Record) -> Done<()> {
         if !record.is_fleeced() {
             return Ok(());
         }
-        let nodes = self.nodes(client).await?;
         let each = || 0..record.disks.len();
         for index in each() {
-            self.close_node(client, &nodes, &record.node(index, NodeRole::Snapshot)).await?;
+            self.close_node(client, nodes, &record.node(index, NodeRole::Snapshot)).await?;
         }
         for (index, disk) in record.disks.iter().enumerate() {
             let node = record.node(index, NodeRole::Filter);
             self.switch_back(client, &Drive { qdev: disk.qdev.clone(), node: node.clone() }).await?;
-            self.close_node(client, &nodes, &node).await?;
+            self.close_node(client, nodes, &node).await?;
         }
         for index in each() {
-            self.close_node(client, &nodes, &record.node(index, NodeRole::Scratch)).await?;
+            self.close_node(client, nodes, &record.node(index, NodeRole::Scratch)).await?;
         }
         Ok(())
     }

@@ -33,7 +33,9 @@ impl Run<'_> {
         self.phase(Phase::Copying);
         let client = self.client().await?;
         let mut events = client.events();
-        self.check_sentinels(&client, record).await?;
+        if record.disks.iter().any(|disk| disk.base().is_some()) {
+            check_sentinels(&self.nodes(&client).await?, record)?;
+        }
         let (mut allocated, mut migration) = (false, None);
         loop {
             let jobs = self.jobs(&client).await?;
@@ -122,23 +124,6 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether no disk was shrunk between the choice of its type and the instant; from then on QEMU refuses to.
-    async fn check_sentinels(&self, client: &Client, record: &Record) -> Done<()> {
-        if record.disks.iter().all(|disk| disk.base().is_none()) {
-            return Ok(());
-        }
-        let nodes = self.nodes(client).await?;
-        for disk in &record.disks {
-            let Some(sentinel) = disk.base().map(|base| base.sentinel.to_string()) else { continue };
-            let bitmaps = nodes.iter().filter(|node| node.node_name == disk.node).flat_map(|node| &node.dirty_bitmaps);
-            let mut found = bitmaps.filter(|bitmap| bitmap.name.as_ref() == Some(&sentinel));
-            if !found.any(|bitmap| next::is_whole(bitmap.count)) {
-                return Err(EngineError::DiskShrunk { disk: disk.name.clone() }.into());
-            }
-        }
-        Ok(())
-    }
-
     /// Allocates what the guest has written between the look at the bitmaps and the instant. Where that fails, the run does
     /// before the guest could notice.
     async fn allocate_the_rest(&mut self, record: &Record, jobs: &[JobInfo]) -> Done<()> {
@@ -166,8 +151,9 @@ impl Run<'_> {
             let Some(job) = jobs.iter().find(|job| job.id == id) else { return Ok(()) };
             disk.copied = Some(job.total_progress);
         }
-        self.check_sentinels(&client, record).await?;
-        self.close_nodes(&client, record).await?;
+        let nodes = self.nodes(&client).await?;
+        check_sentinels(&nodes, record)?;
+        self.close_nodes(&client, &nodes, record).await?;
         self.give_up_fds(&client, record).await?;
         self.phase(Phase::Finishing);
         for disk in &record.disks {
@@ -180,13 +166,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Closes the attempt's nodes, its fleece first, then the targets.
-    pub(super) async fn close_nodes(&self, client: &Client, record: &Record) -> Done<()> {
-        self.tear_down(client, record).await?;
-        let nodes = self.nodes(client).await?;
+    /// Closes those of `nodes` that are the attempt's, its fleece first, then the targets.
+    pub(super) async fn close_nodes(&self, client: &Client, nodes: &[BlockNode], record: &Record) -> Done<()> {
+        self.tear_down(client, nodes, record).await?;
         for role in [NodeRole::Target, NodeRole::SentinelSource] {
             for index in 0..record.disks.len() {
-                self.close_node(client, &nodes, &record.node(index, role)).await?;
+                self.close_node(client, nodes, &record.node(index, role)).await?;
             }
         }
         Ok(())
@@ -208,6 +193,19 @@ impl Run<'_> {
             done => done.map(drop),
         }
     }
+}
+
+/// Whether no disk was shrunk between the choice of its type and the instant; from then on QEMU refuses to.
+fn check_sentinels(nodes: &[BlockNode], record: &Record) -> Result<(), EngineError> {
+    for disk in &record.disks {
+        let Some(sentinel) = disk.base().map(|base| base.sentinel.to_string()) else { continue };
+        let bitmaps = nodes.iter().filter(|node| node.node_name == disk.node).flat_map(|node| &node.dirty_bitmaps);
+        let mut found = bitmaps.filter(|bitmap| bitmap.name.as_ref() == Some(&sentinel));
+        if !found.any(|bitmap| next::is_whole(bitmap.count)) {
+            return Err(EngineError::DiskShrunk { disk: disk.name.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// Whether QEMU refused because there is no such node.
