@@ -165,8 +165,11 @@ impl Target {
         let (guest, overwrite) = (&request.guest, request.overwrite);
         match self.folder.kind(self.name.as_ref()).map_err(|source| self.failed(source))? {
             None => return Ok(self),
-            // A link is followed by no policy.
-            Some(FileType::RegularFile | FileType::Symlink) => {}
+            Some(FileType::RegularFile) => {}
+            // Followed by no policy: opening it says so, and `overwrite` is no way out.
+            Some(FileType::Symlink) => {
+                self.folder.open(&self.name, false).map_err(|source| self.failed(source))?;
+            }
             Some(FileType::Directory) => return Err(RestoreError::IsFolder { path: self.path.clone() }),
             Some(_) => return Err(RestoreError::NotRegular { path: self.path.clone() }),
         }
