@@ -257,7 +257,7 @@ pub struct Verify {
     /// What is verified.
     #[command(flatten)]
     pub from: PointSelection,
-    /// Only this point: its id, or latest.
+    /// Only this point, with all that it builds on: its id, or latest.
     #[arg(long, value_name = "ID|latest")]
     pub point: Option<PointName>,
 }

@@ -89,7 +89,11 @@ impl Document {
             "Nothing is stored here: there are no points".to_owned()
         } else if self.damaged() {
             let damaged = self.findings.iter().filter(|finding| finding.severity == Severity::Damage).count();
-            format!("DAMAGED: {} in {read} of stored data", counted(damaged as u64, "finding"))
+            let findings = counted(damaged as u64, "finding");
+            format!(
+                "A backup with --type Full begins a chain without what is damaged\n\
+                 DAMAGED: {findings} in {read} of stored data"
+            )
         } else {
             format!("Intact: {read} of stored data are as they were written")
         });

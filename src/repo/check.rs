@@ -2,6 +2,7 @@
 //! finding; an error is only what keeps from looking.
 
 use std::{
+    collections::HashSet,
     fs::File,
     os::fd::AsFd,
     path::PathBuf,
@@ -21,7 +22,7 @@ use crate::{
         finding::{Finding, Kind, Severity},
         graph::{Break, Graph},
     },
-    ids::{GuestId, PointId},
+    ids::{DiskName, GuestId, PointId},
     qcow2::{CLUSTER, header::Header, map::Map},
     sentence::{counted, sentence},
 };
@@ -37,8 +38,27 @@ pub struct CheckProgress {
     pub total: u64,
 }
 
-/// Verifies the repository, one guest of it, or one point: manifests, chains, image tables, and every stored cluster
-/// against its digest.
+/// One guest of those that are verified.
+struct Chosen {
+    guest: GuestId,
+    graph: Graph,
+    points: Vec<StoredPoint>,
+    /// Where one point was asked for, the disks of points that its disks rest on, and they themselves.
+    links: Option<HashSet<(PointId, DiskName)>>,
+}
+
+impl Chosen {
+    fn disks<'a>(&'a self, stored: &'a StoredPoint) -> impl Iterator<Item = (&'a DiskIdentity, &'a StoredDisk)> {
+        let (point, manifest) = (&stored.manifest.identity.point, &stored.manifest);
+        let chosen = move |disk: &&DiskIdentity| {
+            self.links.as_ref().is_none_or(|links| links.contains(&(point.clone(), disk.name.clone())))
+        };
+        manifest.identity.disks.iter().filter(chosen).filter_map(|disk| Some((disk, manifest.stored(&disk.name)?)))
+    }
+}
+
+/// Verifies the repository, one guest of it, or one point with all that it builds on: manifests, chains, image tables, and
+/// every stored cluster against its digest.
 ///
 /// # Errors
 /// When the repository cannot be read at all, or a point that was asked for is not there.
@@ -54,7 +74,7 @@ pub fn verify(
         Some(guest) => (vec![guest.clone()], Vec::new()),
         None => repository.listing().map(|listing| (listing.guests, listing.findings))?,
     };
-    let mut chosen: Vec<(GuestId, Graph, Vec<StoredPoint>)> = Vec::new();
+    let mut chosen: Vec<Chosen> = Vec::new();
     for of in guests {
         let (guest, scan) = match repository.scan(&of) {
             Ok(scan) => (of, scan),
@@ -67,11 +87,13 @@ pub fn verify(
         };
         let graph = look_at_images(repository, &guest, &scan, asked, &mut findings);
         findings.extend(of_folder(&guest, &scan).filter(|finding| finding.point.as_ref().is_none_or(asked)));
-        let points = scan.points.into_iter().filter(|stored| asked(&stored.manifest.identity.point)).collect();
-        chosen.push((guest, graph, points));
+        let links = point.map(|point| links_of(&graph, point));
+        let is_chosen = |id: &PointId| links.as_ref().is_none_or(|links| links.iter().any(|(point, _)| point == id));
+        let points = scan.points.into_iter().filter(|stored| is_chosen(&stored.manifest.identity.point)).collect();
+        chosen.push(Chosen { guest, graph, points, links });
     }
     if let Some(point) = point
-        && chosen.iter().all(|(_, _, points)| points.is_empty())
+        && chosen.iter().all(|chosen| chosen.points.is_empty())
         && findings.iter().all(|finding| finding.point.as_ref() != Some(point))
     {
         return Err(match guest {
@@ -79,25 +101,32 @@ pub fn verify(
             None => RepoError::PointNowhere { point: point.clone() },
         });
     }
-    let points =
-        || chosen.iter().flat_map(|(guest, graph, points)| points.iter().map(move |point| (guest, graph, point)));
-    let disks = points().flat_map(|(_, _, stored)| &stored.manifest.storage.disks);
-    let total = disks.map(|disk| disk.bytes).fold(0, u64::saturating_add);
-    let mut done: u64 = 0;
-    for (guest, graph, stored) in points() {
+    let points = || chosen.iter().flat_map(|chosen| chosen.points.iter().map(move |stored| (chosen, stored)));
+    let disks = points().flat_map(|(chosen, stored)| chosen.disks(stored));
+    let total = disks.map(|(_, disk)| disk.bytes).fold(0, u64::saturating_add);
+    let (mut done, mut lost): (u64, HashSet<(&PointId, &DiskName)>) = (0, HashSet::new());
+    for (chosen, stored) in points() {
+        let Chosen { guest, graph, .. } = chosen;
         let point = &stored.manifest.identity.point;
-        let variables = stored.manifest.definition.variables.iter();
+        let variables = stored.manifest.definition.variables.iter().filter(|_| asked(point));
         let damaged = variables.filter_map(|variables| verify_variables(repository, guest, point, variables, cancel));
         findings.extend(damaged.map(|finding| finding.guest(guest).point(point)));
-        for identity in &stored.manifest.identity.disks {
-            let Some(disk) = stored.manifest.stored(&identity.name) else { continue };
+        for (identity, disk) in chosen.disks(stored) {
             let mut read = |bytes: u64| {
                 let done = done.saturating_add(bytes.min(disk.bytes));
                 progress(CheckProgress { point: point.clone(), done, total });
             };
             let mut found = Vec::new();
             match graph.chain(point, &identity.name) {
-                Ok(_) => {}
+                Ok(links) => {
+                    // The deepest: what is above it is lost because of it.
+                    let below = links.iter().rfind(|link| lost.contains(&(&link.point.id, &link.disk.name)));
+                    found.extend(below.map(|link| {
+                        let (disk, point) = (&link.disk.name, &link.point.id);
+                        let text = format!("It builds on disk {disk} of point {point}, which is damaged");
+                        Finding::new(Severity::Damage, Kind::ChainBroken, text)
+                    }));
+                }
                 // Of its own image more is said below.
                 Err(Break::NotAsStored { point: own, .. }) if own == *point => {}
                 Err(broken) => found.push(Finding::new(Severity::Damage, Kind::ChainBroken, broken.to_string())),
@@ -110,6 +139,9 @@ pub fn verify(
                 found.retain(|finding| finding.kind != Kind::Unchecked);
                 found.push(Finding::new(Severity::Notice, Kind::Unchecked, "Verification was cancelled here"));
             }
+            if found.iter().any(|finding| finding.severity == Severity::Damage) {
+                lost.insert((point, &identity.name));
+            }
             findings.extend(found.into_iter().map(|finding| finding.guest(guest).point(point).disk(&identity.name)));
             if cancel.load(Ordering::Relaxed) {
                 return Ok(findings);
@@ -118,6 +150,18 @@ pub fn verify(
         }
     }
     Ok(findings)
+}
+
+/// The disks of points that a point's disks rest on, as far as their chains are whole, and they themselves.
+fn links_of(graph: &Graph, point: &PointId) -> HashSet<(PointId, DiskName)> {
+    let disks = graph.point(point).into_iter().flat_map(|found| &found.disks);
+    disks
+        .flat_map(|disk| {
+            let below = graph.chain(point, &disk.name).into_iter().flatten();
+            let below = below.map(|link| (link.point.id.clone(), link.disk.name.clone()));
+            below.chain([(point.clone(), disk.name.clone())])
+        })
+        .collect()
 }
 
 /// The guest's chains, broken where an image that a chosen point builds on is not as it was stored.
@@ -173,7 +217,8 @@ fn of_folder(guest: &GuestId, scan: &Scan) -> impl Iterator<Item = Finding> {
     let partial = scan.partial.iter().map(|partial| {
         let text = format!(
             "Point {partial} has no manifest: a backup is going on or was cut off; the machine's next backup ends one that \
-             was, or `driftline recover` while it runs"
+             was, or `driftline recover` while it runs. Where the manifest of a whole point was lost, bring it back before \
+             seven days are over: then a backup removes the folder"
         );
         Finding::new(Severity::Notice, Kind::PartialPoint, text).point(partial)
     });

@@ -269,3 +269,24 @@ fn progress_ends_with_all_that_is_stored() {
     let (done, total) = last.unwrap();
     assert_eq!(done, total);
 }
+
+#[test]
+fn a_changed_byte_is_told_of_every_point_above_and_where_one_of_them_is_asked_for() {
+    let (place, repository) = place_with_point();
+    let mut parent = repository.point(&guest(), &point_id(1)).unwrap().unwrap();
+    for sequence in 2..=3 {
+        commit(&place, &repository, sequence, (1 << 20) + 512, Some(&parent), &["write -P 2 64k 64k".into()]);
+        parent = repository.point(&guest(), &point_id(sequence)).unwrap().unwrap();
+    }
+    let asked = || check::verify(&repository, None, Some(&point_id(3)), &mut |_| (), &Default::default()).unwrap();
+    assert_eq!(asked(), []);
+    let image = place.point_dir(&point_id(1)).join("disk0.qcow2");
+    let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+    file.write_all_at(&[9], host_offset(&image, 320 * 1024 + 77)).unwrap();
+    let expected = [(Kind::ClusterDamaged, 1), (Kind::ChainBroken, 2), (Kind::ChainBroken, 3)];
+    for findings in [verify(&repository), asked()] {
+        let found: Vec<_> = findings.iter().map(|finding| (finding.kind, finding.point.clone())).collect();
+        assert_eq!(found, expected.map(|(kind, point)| (kind, Some(point_id(point)))));
+        assert!(findings[2].message.contains(point_id(1).as_str()), "{}", findings[2].message);
+    }
+}
