@@ -100,7 +100,7 @@ pub struct Context {
     /// The API server.
     pub client: Client,
     /// The one writer of Events.
-    pub recorder: Recorder,
+    pub recorders: Recorders,
     /// The agents.
     pub agents: Arc<dyn Directory>,
     /// The time.
@@ -135,6 +135,29 @@ pub struct Context {
     pub restores: Cache<RestoreRun>,
 }
 
+/// Writes Events. kube's recorder counts what is said again of an object with the same reason and action, and keeps the first
+/// note whatever comes later: so there is one for each note.
+pub struct Recorders {
+    client: Client,
+    reporter: Reporter,
+    by_note: Mutex<HashMap<Option<String>, Recorder>>,
+}
+
+impl Recorders {
+    /// More than are said within the minutes in which a recorder counts.
+    const NOTES: usize = 1000;
+
+    /// The recorder of Events with this note.
+    pub fn of(&self, note: Option<&String>) -> Recorder {
+        let mut recorders = locked(&self.by_note);
+        if recorders.len() >= Self::NOTES {
+            recorders.clear();
+        }
+        let recorder = || Recorder::new(self.client.clone(), self.reporter.clone());
+        recorders.entry(note.cloned()).or_insert_with(recorder).clone()
+    }
+}
+
 impl Context {
     /// A context with empty caches, and the ends that fill them.
     pub fn new(
@@ -151,7 +174,7 @@ impl Context {
         let (points, point_feed) = Cache::new();
         let (restores, restore_feed) = Cache::new();
         let context = Context {
-            recorder: Recorder::new(client.clone(), reporter),
+            recorders: Recorders { client: client.clone(), reporter, by_note: Mutex::default() },
             client,
             agents,
             started: clock(),
@@ -210,4 +233,46 @@ impl Context {
 /// The lock's content; a task that panicked with it leaves whole values behind, because each is set in one step.
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Method, Request, Response};
+    use k8s_openapi::api::core::v1::ObjectReference;
+    use kube::{
+        client::Body,
+        runtime::events::{Event, EventType},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_said_anew_is_an_event_of_its_own_and_the_same_again_is_counted() {
+        let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&said);
+        tokio::spawn(async move {
+            let mut handle = std::pin::pin!(handle);
+            while let Some((request, send)) = handle.next_request().await {
+                let (parts, body) = request.into_parts();
+                locked(&told).push(parts.method);
+                send.send_response(Response::new(body));
+            }
+        });
+        let reporter = Reporter { controller: words::REPORTER.to_owned(), instance: None };
+        let recorders = Recorders { client: Client::new(service, "default"), reporter, by_note: Mutex::default() };
+        for note in ["one", "one", "other"] {
+            let event = Event {
+                type_: EventType::Warning,
+                reason: "HostFileRefused".to_owned(),
+                note: Some(note.to_owned()),
+                action: "ReadHostFile".to_owned(),
+                secondary: None,
+            };
+            let node =
+                ObjectReference { kind: Some("Node".to_owned()), name: Some("a".to_owned()), ..Default::default() };
+            let _ = recorders.of(event.note.as_ref()).publish(&event, &node).await;
+        }
+        assert_eq!(*locked(&said), [Method::POST, Method::PATCH, Method::POST]);
+    }
 }

@@ -167,7 +167,7 @@ pub(super) async fn publish(context: &Context, event: Event, regarding: ObjectRe
         if long {
             publish_long(context, &event, regarding.clone()).await
         } else {
-            context.recorder.publish(&event, &regarding).await
+            context.recorders.of(event.note.as_ref()).publish(&event, &regarding).await
         }
     };
     match tokio::time::timeout(EVENT_DEADLINE, written).await {
