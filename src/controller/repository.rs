@@ -58,7 +58,7 @@ fn observe(context: &Context, repository: &BackupRepository) -> World {
     }
 }
 
-/// An older object that shows the repository of this id.
+/// The oldest of the older objects that show the repository of this id: the others among them are refused as this one is.
 fn owner(context: &Context, own: &BackupRepository, id: Option<&str>) -> Option<String> {
     let id = id?;
     let age = |r: &BackupRepository| (r.metadata.creation_timestamp.as_ref().map(|t| t.0), r.metadata.uid.clone());
@@ -67,7 +67,7 @@ fn owner(context: &Context, own: &BackupRepository, id: Option<&str>) -> Option<
             && r.status.as_ref().is_some_and(|s| s.initialised && s.repository_id.as_deref() == Some(id))
             && age(r) < age(own)
     };
-    context.repositories.find(same).first().map(|r| write::full_name(&r.metadata))
+    context.repositories.find(same).iter().min_by_key(|r| age(r)).map(|r| write::full_name(&r.metadata))
 }
 
 /// Brings one repository on its way, step by step, and its status up to date.
