@@ -46,10 +46,10 @@ use super::run::RepositoryRef;
         description = "Points that a restore of it reads."
     ),
     printcolumn(
-        name = "Available",
+        name = "Ready",
         type_ = "string",
-        json_path = r#".status.conditions[?(@.type=="Available")].status"#,
-        description = "Whether the repository holds it."
+        json_path = r#".status.conditions[?(@.type=="Ready")].status"#,
+        description = "Whether the repository holds it and all that it builds on."
     ),
     printcolumn(
         name = "Reason",
