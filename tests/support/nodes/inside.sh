@@ -11,11 +11,23 @@ disk=$1/disk
 # Bidirectional mount propagation works between pods and node, and stops at the node: unshare made the tree private.
 mount --make-rshared /
 
-# The machine's own files can be read, and whatever is written goes to the node's disk.
+# The machine may be a Driftline host itself, and the node is not to take its guests and repositories for its own: on a new
+# node these folders are not there, as an overlay says it.
+if [ ! -e "$disk/.begun" ]; then
+    for place in etc/driftline var/lib/driftline var/lib/machines; do
+        mkdir -p "$disk/$(dirname "$place")"
+        [ -e "$disk/$place" ] || mknod "$disk/$place" c 0 0
+    done
+    touch "$disk/.begun"
+fi
+# The machine's other files can be read, but those in /srv, and whatever is written goes to the node's disk.
+mkdir -p "$disk/.work/none"
 for place in etc var srv opt; do
     [ -d "/$place" ] || continue
     mkdir -p "$disk/$place" "$disk/.work/$place"
-    mount -t overlay overlay -o "lowerdir=/$place,upperdir=$disk/$place,workdir=$disk/.work/$place" "/$place"
+    lower=/$place
+    [ "$place" != srv ] || lower=$disk/.work/none
+    mount -t overlay overlay -o "lowerdir=$lower,upperdir=$disk/$place,workdir=$disk/.work/$place" "/$place"
 done
 # containerd's snapshots are overlays themselves, and these do not lie on one another.
 for place in containerd kubelet; do
