@@ -225,7 +225,7 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "RepositoryNotMounted" => {
             "mount the repository's file system; a new repository is begun in an empty folder by `driftline backup` alone"
         }
-        "FolderMissing" => "make the folder first",
+        "FolderMissing" => "mount its file system, or make the folder where that is really what is missing",
         "FolderNotOpened" => "name a folder that may be read, or run it as root",
         "GuestFolderUnreadable" => "name a folder that is there, or look at one machine: driftline guests --qmp SOCKET",
         "HostFileUnreadable" => "make the file, or have DRIFTLINE_CONFIG name the right one",

@@ -106,7 +106,7 @@ impl Run<'_> {
         match self.staged("discard", discard).await {
             Err(Halt::Failed(error)) => {
                 // It takes space and nothing else.
-                tracing::warn!(error = %error.failure().message, "what an earlier run has staged stays");
+                tracing::warn!(error = %error.failure().message, "the scratch folder was not looked through for what earlier runs have staged");
                 Ok(())
             }
             done => done,
