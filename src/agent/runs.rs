@@ -189,11 +189,10 @@ impl Runs {
         control: &RunControl,
     ) -> Option<(Arc<Socket>, OwnedMutexGuard<()>)> {
         self.0.metrics.runs_queued.inc();
-        let socket = self.unless_ended(control, false, self.socket(key, control)).await;
-        let turn = match socket {
-            // What the journal holds is cancelled by the engine: there is something to be undone.
+        // What the journal holds is cancelled by the engine: there is something to be undone.
+        let held = self.holds(request).await;
+        let turn = match self.unless_ended(control, held, self.socket(key, control)).await {
             Some(socket) => {
-                let held = self.holds(request).await;
                 let turn = self.unless_ended(control, held, turn(key, &socket, control)).await;
                 turn.map(|turn| (socket, turn))
             }

@@ -159,6 +159,28 @@ async fn a_run_that_cannot_go_on_now_is_cancelled_once_it_can() {
     assert!(lab.qemu.jobs().is_empty(), "it was undone");
 }
 
+#[tokio::test]
+async fn a_run_that_the_journal_holds_is_not_cancelled_before_its_guest_is_named_again() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    let mend = held_back(&lab, &agent).await;
+    lab.qemu.finish_jobs();
+    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    let (file, away) = (lab.host.path("guests.d/a.toml"), lab.host.path("a.toml"));
+    fs::rename(&file, &away).unwrap();
+    run_until(&agent, "run-1", |state| state.reason == "GuestNotFound").await;
+    cancel(&agent, "run-1").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let state = run_until(&agent, "run-1", |_| true).await;
+    assert!(!ended(&state), "all is copied, and the next agent would make a point of it: {state:?}");
+    mend();
+    fs::rename(&away, &file).unwrap();
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!(state.phase(), v1::RunPhase::Cancelled, "{state:?}");
+    assert!(lab.qemu.jobs().is_empty() && lab.qemu.bitmaps("disk0").is_empty(), "it was undone");
+}
+
 async fn cancel(agent: &Agent, run: &str) {
     let control = Some(v1::control_run_request::Control::Cancel(true));
     agent.control_run(v1::ControlRunRequest { run_uid: run.to_owned(), control }).await.unwrap();
