@@ -1,18 +1,22 @@
 //! The lock on a guest: a `flock` per UUID in the host's locks folder, held for the whole run by whoever works on the
 //! guest, agent or command. QEMU does not serialise for us: it accepts two backups of one node (measured on 7.2 and
-//! 10.0), so this lock does. The kernel drops it with the process that held it. Folder and files are one user's alone: anybody
-//! who may open a file may lock it.
+//! 10.0), so this lock does. The kernel drops it with the process that held it. The files are one user's alone: anybody who may
+//! open one may lock it. The folder need not be, as long as nobody else can take a file away.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, OFlags, flock},
+    io::Errno,
+};
 
-use super::private::{own_file, own_folder, writing};
+use super::private::{make_folder, own_file, writing};
 use crate::ids::GuestId;
 
 /// How much of what a holder has written about itself is read, in bytes.
@@ -75,8 +79,8 @@ impl Drop for Held {
 pub(super) fn try_lock(folder: &Path, guest: &GuestId, holder: &str) -> Result<Attempted, LockError> {
     let path = folder.join(format!("{guest}.lock"));
     let attempt = || -> io::Result<Attempted> {
-        own_folder(folder)?;
-        let mut file = writing().read(true).truncate(false).open(&path)?;
+        make_folder(folder)?;
+        let mut file = open(folder, &path)?;
         own_file(&file)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
@@ -85,7 +89,7 @@ pub(super) fn try_lock(folder: &Path, guest: &GuestId, holder: &str) -> Result<A
                 file.write_all(holder.as_bytes())?;
                 Ok(Attempted::Locked(GuestLock { _held: Arc::new(Held(file)) }))
             }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Errno::WOULDBLOCK) => {
                 let mut name = Vec::new();
                 file.take(READ).read_to_end(&mut name)?;
                 Ok(Attempted::HeldBy(shown(&name)))
@@ -94,6 +98,27 @@ pub(super) fn try_lock(folder: &Path, guest: &GuestId, holder: &str) -> Result<A
         }
     };
     attempt().map_err(|source| LockError { guest: guest.clone(), path: path.clone(), source })
+}
+
+/// Opens the lock's file, made where it is not there. Where others may make files too, anything can stand in its place: it is
+/// written to and shut only if it is ours, and has no other name.
+fn open(folder: &Path, path: &Path) -> io::Result<File> {
+    let around = fs::metadata(folder)?;
+    if around.mode() & 0o1002 == 0o002 {
+        let why = "everybody may remove what is in its folder; take that right away (chmod o-w), or set the sticky bit";
+        return Err(io::Error::other(why));
+    }
+    let foreign = || io::Error::other("what stands there is no lock of ours; look whose it is, and remove it");
+    let file = writing()
+        .read(true)
+        .truncate(false)
+        .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+        .open(path)
+        .map_err(|error| if Errno::from_io_error(&error) == Some(Errno::LOOP) { foreign() } else { error })?;
+    let found = file.metadata()?;
+    // Whoever owns the folder can exchange its files anyway.
+    let is_ours = found.uid() == rustix::process::geteuid().as_raw() || found.uid() == around.uid();
+    if is_ours && found.is_file() && found.nlink() == 1 { Ok(file) } else { Err(foreign()) }
 }
 
 /// The name for people. It may be cut off inside of a character, and a holder that is none of ours writes none.
@@ -106,7 +131,7 @@ fn shown(name: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
 
     use super::*;
 
@@ -127,23 +152,64 @@ mod tests {
         assert!(matches!(try_lock(dir.path(), &guest(), "two").unwrap(), Attempted::Locked(_)));
     }
 
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    fn set_mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
     #[test]
     fn a_lock_is_this_user_s_alone_also_one_of_an_earlier_version() {
         let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("locks");
+        let folder = dir.path().join("run/locks");
         let file = folder.join(format!("{}.lock", guest()));
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         let _new = try_lock(&folder, &guest(), "one").unwrap();
         assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
-        for (path, mode) in [(&folder, 0o755), (&file, 0o644)] {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        }
+        set_mode(&file, 0o644);
         assert!(matches!(try_lock(&folder, &guest(), "two").unwrap(), Attempted::HeldBy(_)));
-        assert_eq!((mode(&folder), mode(&file)), (0o700, 0o600));
-        // The host's own folder of locks is nobody's alone.
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o1777)).unwrap();
-        let _other = try_lock(&folder, &"11111111-2222-3333-4444-666666666666".parse().unwrap(), "two").unwrap();
-        assert_eq!(mode(&folder), 0o1777);
+        assert_eq!(mode(&file), 0o600);
+    }
+
+    #[test]
+    fn a_folder_that_was_there_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        for there in [0o755, 0o1777, 0o775] {
+            set_mode(dir.path(), there);
+            assert!(matches!(try_lock(dir.path(), &guest(), "one").unwrap(), Attempted::Locked(_)));
+            assert_eq!(mode(dir.path()), there);
+        }
+        // Whoever takes the file away locks the next one.
+        set_mode(dir.path(), 0o777);
+        let error = try_lock(dir.path(), &guest(), "one").unwrap_err();
+        assert!(error.source.to_string().contains("chmod o-w"), "{error:?}");
+    }
+
+    #[test]
+    fn what_stands_in_a_lock_s_place_is_neither_written_to_nor_shut() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, victim) = (dir.path().join("locks"), dir.path().join("victim"));
+        let lock = folder.join(format!("{}.lock", guest()));
+        fs::create_dir(&folder).unwrap();
+        let places: [fn(&Path, &Path); 3] = [
+            |victim, lock| symlink(victim, lock).unwrap(),
+            |victim, lock| fs::hard_link(victim, lock).unwrap(),
+            // Only root can give a file to somebody else.
+            |victim, lock| match chown(victim, Some(65534), None) {
+                Ok(()) => fs::rename(victim, lock).unwrap(),
+                Err(_) => symlink(victim, lock).unwrap(),
+            },
+        ];
+        for place in places {
+            fs::write(&victim, "precious").unwrap();
+            set_mode(&victim, 0o644);
+            place(&victim, &lock);
+            let error = try_lock(&folder, &guest(), "one").unwrap_err();
+            assert!(error.source.to_string().contains("no lock of ours"), "{error:?}");
+            assert_eq!((fs::read_to_string(&lock).unwrap().as_str(), mode(&lock)), ("precious", 0o644));
+            fs::remove_file(&lock).unwrap();
+        }
     }
 
     #[test]
