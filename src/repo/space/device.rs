@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Dev, FileType, Mode, OFlags, StatxFlags};
 
 use super::{is_local_kind, kind};
 
@@ -38,11 +38,13 @@ enum Base {
     },
     /// A file system of that magic number, which holds a loop device's file.
     FileSystem(u64),
-    /// A loop device's file, which cannot be seen from here.
-    HiddenFile,
+    /// A loop device's file or device, which cannot be seen from here.
+    Hidden,
 }
 
 /// Whether a write to it waits for nobody but this host. A file that cannot be seen is no ordinary disk: it may be anywhere.
+/// Disks of a storage network (Fibre Channel, FCoE, SRP) count as this host's: it is there for them alone, and what it carries
+/// are most often the guests' own disks.
 fn stands_here(base: &Base) -> bool {
     match base {
         Base::Disk { name, place, transports, iscsi } => {
@@ -52,7 +54,7 @@ fn stands_here(base: &Base) -> bool {
             !(elsewhere || *iscsi || by_session) && transports.iter().all(|transport| transport == "pcie")
         }
         Base::FileSystem(kind) => is_local_kind(*kind),
-        Base::HiddenFile => false,
+        Base::Hidden => false,
     }
 }
 
@@ -86,9 +88,10 @@ impl Kernel {
     /// What is below the file system of an opened file or folder.
     fn below(&self, opened: BorrowedFd<'_>, deepest: usize, found: &mut Vec<Base>) -> io::Result<()> {
         let stat = rustix::fs::fstat(opened)?;
-        let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
-        if major != 0 {
-            self.below_number(major, minor, deepest, found);
+        if rustix::fs::major(stat.st_dev) != 0 {
+            if let Ok(place) = self.place_of(stat.st_dev) {
+                self.below_device(&place, deepest, found);
+            }
             return Ok(());
         }
         // A number of its own, which no device has: btrfs, overlayfs, tmpfs. The mount tells what it is of.
@@ -111,10 +114,22 @@ impl Kernel {
         Ok(())
     }
 
-    fn below_number(&self, major: u32, minor: u32, deepest: usize, found: &mut Vec<Base>) {
-        if let Ok(place) = fs::canonicalize(self.sys.join(format!("dev/block/{major}:{minor}"))) {
-            self.below_device(&place, deepest, found);
+    /// What a loop device is over: a file, or another device, which stands where its disk does and not where its name does.
+    fn below_loop(&self, over: &Path, deepest: usize, found: &mut Vec<Base>) -> io::Result<()> {
+        let over = open(over)?;
+        let stat = rustix::fs::fstat(&over)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice {
+            self.below_device(&self.place_of(stat.st_rdev)?, deepest, found);
+            return Ok(());
         }
+        found.push(Base::FileSystem(kind(over.as_fd())?));
+        self.below(over.as_fd(), deepest, found)
+    }
+
+    /// The folder of the block device of that number beneath /sys/devices.
+    fn place_of(&self, number: Dev) -> io::Result<PathBuf> {
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        fs::canonicalize(self.sys.join(format!("dev/block/{major}:{minor}")))
     }
 
     /// What a block device, or a partition of one, is made of. `place`: its folder beneath /sys/devices.
@@ -132,13 +147,8 @@ impl Kernel {
             return;
         }
         if let Ok(file) = fs::read_to_string(place.join("loop/backing_file")) {
-            let file = open(Path::new(file.trim_end_matches('\n')));
-            let seen = file.and_then(|file| {
-                found.push(Base::FileSystem(kind(file.as_fd())?));
-                self.below(file.as_fd(), deeper, found)
-            });
-            if seen.is_err() {
-                found.push(Base::HiddenFile);
+            if self.below_loop(Path::new(file.trim_end_matches('\n')), deeper, found).is_err() {
+                found.push(Base::Hidden);
             }
             return;
         }
@@ -158,10 +168,7 @@ impl Kernel {
     fn places_of_source(&self, source: &Path) -> Vec<PathBuf> {
         let Some(name) = source.file_name().filter(|_| source.is_absolute()) else { return Vec::new() };
         let number = rustix::fs::stat(source).ok().map(|stat| stat.st_rdev).filter(|number| *number != 0);
-        let by_number = number.and_then(|number| {
-            let name = format!("dev/block/{}:{}", rustix::fs::major(number), rustix::fs::minor(number));
-            fs::canonicalize(self.sys.join(name)).ok()
-        });
+        let by_number = number.and_then(|number| self.place_of(number).ok());
         let class = self.sys.join("class/block");
         let by_name = || fs::canonicalize(class.join(name)).ok();
         let is_mapped = |place: &PathBuf| {

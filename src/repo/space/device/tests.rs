@@ -2,6 +2,8 @@
 
 use std::os::unix::fs::symlink;
 
+use rustix::fs::CWD;
+
 use super::*;
 
 /// Numbers of the tree's devices, which no device here has.
@@ -54,7 +56,8 @@ impl Tree {
     /// Whether what stands on the device of that number stands here.
     fn is_here(&self, minor: u32) -> bool {
         let mut found = Vec::new();
-        self.kernel().below_number(MAJOR, minor, DEEPEST, &mut found);
+        let (kernel, number) = (self.kernel(), rustix::fs::makedev(MAJOR, minor));
+        kernel.below_device(&kernel.place_of(number).unwrap(), DEEPEST, &mut found);
         assert!(!found.is_empty());
         found.iter().all(stands_here)
     }
@@ -125,6 +128,29 @@ fn a_loop_device_stands_where_its_file_does() {
     assert!(!tree.is_here(1));
     let (nfs, ext4) = (0x6969, 0xef53);
     assert!(!stands_here(&Base::FileSystem(nfs)) && stands_here(&Base::FileSystem(ext4)));
+}
+
+#[test]
+fn a_loop_device_over_a_device_stands_where_that_does() {
+    let tree = Tree::new();
+    let places = ["virtual/block/nbd0", SATA];
+    for (minor, place) in (0..).zip(places) {
+        let node = tree.at(&format!("node{minor}"));
+        let number = rustix::fs::makedev(MAJOR, minor);
+        let made = rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, Mode::RUSR, number);
+        if made == Err(rustix::io::Errno::PERM) {
+            eprintln!("skipped: only root makes a device's node");
+            return;
+        }
+        made.unwrap();
+        let name = format!("virtual/block/loop{minor}");
+        tree.device(minor, place, &[]).device(minor + 10, &name, &[]);
+        tree.file(&format!("devices/{name}/loop/backing_file"), &format!("{}\n", node.display()));
+    }
+    // Both nodes stand in the same folder, as those in /dev do.
+    assert!(!tree.is_here(10) && tree.is_here(11));
+    fs::remove_file(tree.at("sys/dev/block").join(format!("{MAJOR}:1"))).unwrap();
+    assert!(!tree.is_here(11), "a device that the kernel does not list may be anywhere");
 }
 
 #[test]
