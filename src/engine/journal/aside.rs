@@ -2,14 +2,14 @@
 //! its repository, which may never come back, and holds up nothing else of the guest. Blocking calls; the guest's lock is
 //! held by whoever changes it.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Journal, JournalError, Record, store::replace_or_remove};
+use super::{
+    Journal, JournalError, Record,
+    store::{read, replace_or_remove},
+};
 use crate::{
     engine::request::BackupRequest,
     ids::{AttemptId, GuestId, PointId},
@@ -23,6 +23,14 @@ pub struct Aside {
     pub folders: Vec<Left>,
     /// Attempts that may have been committed. QEMU has nothing of them any more but their bitmaps.
     pub unknown: Vec<Record>,
+}
+
+/// The file: `Record::FORMAT` counts for the requests and records in it, too.
+#[derive(Serialize)]
+struct Written<'a> {
+    format: u32,
+    #[serde(flatten)]
+    aside: &'a Aside,
 }
 
 /// The folder of a point that was never committed.
@@ -56,7 +64,7 @@ impl Journal {
     /// # Errors
     /// When the file cannot be read: it may name bitmaps that the next backup needs.
     pub fn aside(&self, guest: &GuestId) -> Result<Aside, JournalError> {
-        read(&self.aside_path(guest))
+        Ok(read(&self.aside_path(guest))?.unwrap_or_default())
     }
 
     /// The attempts of all guests of which nobody knows whether they were committed.
@@ -64,7 +72,7 @@ impl Journal {
     /// # Errors
     /// When the journal's folder cannot be read. A file that cannot be is logged and left out.
     pub fn all_unknown(&self) -> Result<Vec<Record>, JournalError> {
-        self.each("aside", |path| Ok(read(path)?.unknown))
+        self.each("aside", |path| Ok(read::<Aside>(path)?.unwrap_or_default().unknown))
     }
 
     /// Sets a guest's record aside, which stands in the journal no more. A crash in between leaves it in both places.
@@ -125,22 +133,15 @@ impl Journal {
     }
 
     fn set_all_aside(&self, guest: &GuestId, aside: &Aside) -> Result<(), JournalError> {
-        replace_or_remove(&self.aside_path(guest), (!aside.is_empty()).then_some(aside))
-    }
-}
-
-fn read(path: &Path) -> Result<Aside, JournalError> {
-    match fs::read(path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map_err(|source| JournalError::Malformed { path: path.to_owned(), source })
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Aside::default()),
-        Err(source) => Err(JournalError::Read { path: path.to_owned(), source }),
+        let written = Written { format: Record::FORMAT, aside };
+        replace_or_remove(&self.aside_path(guest), (!aside.is_empty()).then_some(&written))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::{super::fixture::fixture, *};
 
     #[test]
@@ -182,6 +183,30 @@ mod tests {
         assert!(journal.in_flight(None).unwrap().is_empty());
         journal.forget_folder(&left).unwrap();
         assert_eq!(fs::read_dir(folder.path().join("journal")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_newer_version_set_aside_is_refused_and_what_an_earlier_one_did_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path()).unwrap();
+        let record = fixture();
+        let guest = &record.request.guest.uuid;
+        journal.set_aside(record.clone()).unwrap();
+        let path = journal.aside_path(guest);
+        let mut file: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(file["format"], Record::FORMAT);
+        let mut written = |format: Option<u32>| {
+            file.as_object_mut().unwrap().remove("format");
+            if let Some(format) = format {
+                file["format"] = format.into();
+            }
+            fs::write(&path, file.to_string()).unwrap();
+        };
+        written(Some(Record::FORMAT + 1));
+        assert_eq!(journal.aside(guest).unwrap_err().reason(), "JournalTooNew");
+        assert_eq!(journal.set_aside(record.clone()).unwrap_err().reason(), "JournalTooNew", "it is not written over");
+        written(None);
+        assert_eq!(journal.aside(guest).unwrap().unknown, [record]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use jiff::{Timestamp, ToSpan};
 use rustix::fs::{CWD, FallocateFlags, RenameFlags};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::Record;
 use crate::{
@@ -123,7 +123,7 @@ impl Journal {
 
     /// All records, of all guests.
     pub fn all(&self) -> Result<Vec<Record>, JournalError> {
-        self.each("json", read)
+        self.each("json", read::<Record>)
     }
 
     /// What `read` finds in the files of that ending.
@@ -225,7 +225,8 @@ impl Journal {
     }
 }
 
-fn read(path: &Path) -> Result<Option<Record>, JournalError> {
+/// What stands in a file of the journal, which names its format; none where there is no file.
+pub(super) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, JournalError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -233,6 +234,8 @@ fn read(path: &Path) -> Result<Option<Record>, JournalError> {
     };
     #[derive(serde::Deserialize)]
     struct Head {
+        /// A file of what was set aside by an earlier version names none.
+        #[serde(default)]
         format: u32,
     }
     let malformed = |source| JournalError::Malformed { path: path.to_owned(), source };
