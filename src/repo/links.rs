@@ -3,6 +3,8 @@
 
 use std::{collections::HashSet, fs::File};
 
+use rustix::io::Errno;
+
 use super::{
     RepoError, Repository, Scan, StoredPoint, digests, image,
     manifest::StoredDisk,
@@ -58,8 +60,32 @@ impl Repository {
         digests::virtual_size(&table, length).map_err(|source| RepoError::Table { path, source })
     }
 
+    /// What is wrong with a link's files; none where nothing is.
+    ///
+    /// # Errors
+    /// Where not the files are what is wrong, but the file system that they stand on, or this process: another try can find
+    /// them as they should be.
+    fn wrong_with(
+        &self,
+        guest: &GuestId,
+        link: Link<'_>,
+        points: &[StoredPoint],
+    ) -> Result<Option<RepoError>, RepoError> {
+        let look = || self.check_link(guest, link, points).err();
+        let Some(mut error) = look() else { return Ok(None) };
+        if blame(&error) == Blame::Either {
+            // The manifest stands beside the files. Once it can be read, what has passed by then is no damage.
+            self.point(guest, &link.point.id)?;
+            match look() {
+                Some(again) => error = again,
+                None => return Ok(None),
+            }
+        }
+        if blame(&error) == Blame::FileSystem { Err(error) } else { Ok(Some(error)) }
+    }
+
     /// A guest's points as a graph of chains, broken where an image that `heads`, disks of points, rest on is not as it was
-    /// stored. One that is there and cannot be read is not, either, and of a manifest that is not whole no disk is.
+    /// stored. One that alone cannot be read is not, either, and of a manifest that is not whole no disk is.
     ///
     /// # Errors
     /// Where the file system lets nothing be opened.
@@ -77,10 +103,7 @@ impl Repository {
                 if !looked_at.insert((&link.point.id, &link.disk.name)) {
                     break;
                 }
-                let Err(error) = self.check_link(guest, link, &scan.points) else { continue };
-                if matches!(&error, RepoError::Store(error) if is_of_the_file_system(error)) {
-                    return Err(error);
-                }
+                let Some(error) = self.wrong_with(guest, link, &scan.points)? else { continue };
                 let whole_point = matches!(error, RepoError::ManifestMismatch { .. });
                 for disk in link.point.disks.iter().filter(|disk| whole_point || disk.name == link.disk.name) {
                     damage.insert((link.point.id.clone(), disk.name.clone()), sentence(&error));
@@ -91,7 +114,25 @@ impl Repository {
     }
 }
 
-/// Whether another try can find the file as it should be. A folder or a link in its place stays one.
-fn is_of_the_file_system(error: &StoreError) -> bool {
-    error.source.raw_os_error().is_some() && error.reason() != "OutsideRoots"
+/// What an error tells about a file.
+#[derive(PartialEq)]
+enum Blame {
+    /// It is not as it should be, and stays so.
+    File,
+    /// Its file system, or this process, cannot open it now.
+    FileSystem,
+    /// The one or the other: rights, or a place of the disk that cannot be read.
+    Either,
+}
+
+fn blame(error: &RepoError) -> Blame {
+    let RepoError::Store(error) = error else { return Blame::File };
+    match Errno::from_io_error(&error.source) {
+        // What is no error of the system is one that we have found ourselves, such as a folder in the file's place; the two
+        // others are a link in it.
+        None | Some(Errno::LOOP | Errno::XDEV) => Blame::File,
+        // Also how file systems tell that the sums of an inode are wrong, and a disk that a sector is.
+        Some(Errno::ACCESS | Errno::PERM | Errno::IO | Errno::UCLEAN | Errno::BADMSG | Errno::NODATA) => Blame::Either,
+        Some(_) => Blame::FileSystem,
+    }
 }

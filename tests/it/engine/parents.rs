@@ -2,8 +2,12 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use driftline::{
@@ -12,6 +16,8 @@ use driftline::{
     qmp::fake::Pace,
     repo::check,
 };
+
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
 
@@ -74,6 +80,48 @@ async fn nothing_is_put_on_a_parent_that_is_not_as_it_was_stored() {
         assert_eq!(exact(&host, "full").await, [INCREMENT, BROKEN], "{what}");
         assert_eq!(exact(&host, "next").await, [INCREMENT; 2], "{what}");
     }
+}
+
+/// Runs a test whose threads may open only what its mode allows: root opens everything else.
+fn without_root_s_rights(test: impl Future<Output = ()>) {
+    let mut sets = capabilities(None).unwrap();
+    sets.effective.remove(CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH);
+    set_capabilities(None, sets).unwrap();
+    // This thread is the test's alone, and the others are made by it.
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(test);
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_parent_whose_image_alone_may_not_be_opened_costs_a_full() {
+    without_root_s_rights(async {
+        let host = Host::begun(Shape::CONTINUED, Pace::AtOnce).await;
+        set_mode(&points(&host)[0].join("disk1.qcow2"), 0);
+        assert_eq!(exact(&host, "full").await, [INCREMENT, BROKEN]);
+        assert_eq!(exact(&host, "next").await, [INCREMENT; 2]);
+    });
+}
+
+#[test]
+fn a_parent_of_which_nothing_may_be_opened_any_more_costs_none() {
+    without_root_s_rights(async {
+        let host = Host::begun(Shape::CONTINUED, Pace::AtOnce).await;
+        let parent = points(&host).remove(0);
+        let (folder, scans) = (parent.clone(), AtomicUsize::new(0));
+        let engine = host.gated(Arc::new(move |passage| {
+            // The manifests have been read.
+            if passage == Passage::RepositoryBefore("scan") && scans.fetch_add(1, Ordering::Relaxed) == 1 {
+                set_mode(&folder, 0);
+            }
+            true
+        }));
+        assert_failed(&host.start(&engine, &host.request("run")).end().await, "RepositoryAccessDenied");
+        set_mode(&parent, 0o700);
+        assert_eq!(exact(&host, "next").await, [INCREMENT; 2]);
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
