@@ -85,13 +85,43 @@ impl Engine {
             if record.request.repository.id != request.repository.id {
                 continue;
             }
-            // It may have another path by now.
-            record.request.repository.clone_from(&request.repository);
+            match self.stands_at(monitor, control, lock, &record, &request.repository).await {
+                Ok(true) => record.request.repository.clone_from(&request.repository),
+                Ok(false) => continue,
+                // The run would end by the same, or nothing of the record is in its way.
+                Err(run::Halt::Failed(error)) => {
+                    tracing::warn!(run = %record.request.run, error = %error.failure().message, "it waits on");
+                    continue;
+                }
+                Err(run::Halt::Detached | run::Halt::Cancelled) => return Ok(Earlier::Left),
+            }
             if let Driven::Detached = self.settle(monitor, control, lock, record).await? {
                 return Ok(Earlier::Left);
             }
         }
         Ok(Earlier::Finished(None))
+    }
+
+    /// Whether what was set aside can be settled at `named`. The repository may have another path by now; but what has its id
+    /// elsewhere may be a copy of it as well, which does not know what was committed since it was made: that tells of a point
+    /// only where it has something of it.
+    async fn stands_at(
+        &self,
+        monitor: &Monitor,
+        control: &RunControl,
+        lock: &GuestLock,
+        record: &Record,
+        named: &RepositoryRef,
+    ) -> Result<bool, run::Halt> {
+        if record.request.repository == *named {
+            return Ok(true);
+        }
+        let request = BackupRequest { repository: named.clone(), ..record.request.clone() };
+        let state = RunState::waiting(&request, record.started);
+        let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
+        let has = run.has(&request, record.point.clone()).await;
+        run.release().await;
+        has
     }
 
     /// Goes on with what was set aside: its repository may tell now.

@@ -7,6 +7,7 @@ mod hangs;
 mod harm;
 mod host;
 mod kept;
+mod late;
 mod order;
 mod parents;
 mod scenarios;

@@ -60,7 +60,7 @@ impl Run<'_> {
     pub(super) async fn discard_or_leave(&mut self, record: &Record) -> Done<Option<String>> {
         let error = match self.discard(&record.request, record.point.clone()).await {
             Err(Halt::Failed(error)) => error,
-            done => return done.map(|()| None),
+            done => return done.map(|_| None),
         };
         let left = Left { request: record.request.clone(), point: record.point.clone() };
         self.journal(move |journal| journal.leave_folder(left)).await?;
@@ -70,13 +70,26 @@ impl Run<'_> {
         Ok(Some(what))
     }
 
+    /// Whether the repository of `request` has a point, or its folder without a manifest.
+    pub(in crate::engine) async fn has(&mut self, request: &BackupRequest, point: PointId) -> Done<bool> {
+        let guest = request.guest.uuid.clone();
+        self.repository(request, "point", move |repository| {
+            Ok(repository.partial_point(&guest, &point)?.is_some() || repository.point(&guest, &point)?.is_some())
+        })
+        .await
+    }
+
     /// Removes what earlier attempts at the guest have left in the repository of `request`, which could not be reached then.
+    /// At another path than theirs a copy of it may stand: what is not there may be in the original.
     pub(in crate::engine) async fn discard_left(&mut self, request: &BackupRequest) -> Done<()> {
         let guest = request.guest.uuid.clone();
         let aside = self.journal(move |journal| journal.aside(&guest)).await?;
         for left in aside.folders.into_iter().filter(|left| left.request.repository.id == request.repository.id) {
             match self.discard(request, left.point.clone()).await {
-                Ok(()) => self.journal(move |journal| journal.forget_folder(&left)).await?,
+                Ok(found) if found || left.request.repository == request.repository => {
+                    self.journal(move |journal| journal.forget_folder(&left)).await?;
+                }
+                Ok(_) => {}
                 Err(Halt::Failed(error)) => {
                     tracing::warn!(point = %left.point, error = %error.failure().message, "partial files still stay");
                 }
@@ -86,11 +99,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn discard(&mut self, request: &BackupRequest, point: PointId) -> Done<()> {
+    /// Removes a point's files, if there are any; whether there were.
+    async fn discard(&mut self, request: &BackupRequest, point: PointId) -> Done<bool> {
         let guest = request.guest.uuid.clone();
         self.repository(request, "discard", move |repository| match repository.partial_point(&guest, &point)? {
-            Some(partial) => partial.discard(),
-            None => Ok(()),
+            Some(partial) => partial.discard().map(|()| true),
+            None => Ok(false),
         })
         .await
     }

@@ -1,6 +1,8 @@
 //! The repository goes away for longer than anybody waits for it, or for good: the checkpoint of a point that may have been
 //! committed stays, the run is not told as ended, and the guest's other repositories have nothing to do with it.
 
+#![allow(unreachable_pub, reason = "shared by the engine's tests")]
+
 use std::{
     fs, io,
     sync::{
@@ -17,16 +19,16 @@ use driftline::{
 
 use super::host::{Counter, Host, Shape, UUID, Way, assert_complete, assert_failed, files};
 
-fn away(host: &Host) -> std::path::PathBuf {
+pub fn away(host: &Host) -> std::path::PathBuf {
     host.folder.path().join("away")
 }
 
-fn back(host: &Host) {
+pub fn back(host: &Host) {
     fs::rename(away(host), host.path()).unwrap();
 }
 
 /// An engine whose repository goes away right before the manifest is renamed into place, or right after.
-fn losing(host: &Host, before: bool) -> Engine {
+pub fn losing(host: &Host, before: bool) -> Engine {
     let (from, to, gone) = (host.path(), away(host), AtomicBool::new(false));
     let renamed = AtomicBool::new(false);
     host.failing(Arc::new(move |operation| {
@@ -42,7 +44,7 @@ fn losing(host: &Host, before: bool) -> Engine {
 }
 
 /// Another repository of the host, and a run into it.
-fn elsewhere(host: &Host, run: &str) -> BackupRequest {
+pub fn elsewhere(host: &Host, run: &str) -> BackupRequest {
     let path = host.folder.path().join("other");
     let id = "11111111-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
     if !path.exists() {
@@ -52,11 +54,11 @@ fn elsewhere(host: &Host, run: &str) -> BackupRequest {
     BackupRequest { repository: RepositoryRef { path, id }, ..host.request(run) }
 }
 
-async fn backed_up(host: &Host, engine: &Engine, request: &BackupRequest) -> RunState {
+pub async fn backed_up(host: &Host, engine: &Engine, request: &BackupRequest) -> RunState {
     host.start(engine, request).end().await
 }
 
-async fn incremental(host: &Host, run: &str) {
+pub async fn incremental(host: &Host, run: &str) {
     let request = BackupRequest { kind: RequestedType::Auto, ..host.request(run) };
     let state = backed_up(host, &host.engine(), &request).await;
     assert_complete(&state);
@@ -64,7 +66,7 @@ async fn incremental(host: &Host, run: &str) {
 }
 
 /// A run whose repository goes away around its commit, and is still away.
-async fn undecided(host: &Host, before: bool) {
+pub async fn undecided(host: &Host, before: bool) {
     let engine = losing(host, before);
     let going = host.start(&engine, &host.request("run"));
     let control = going.control.clone();
@@ -189,7 +191,7 @@ async fn a_copy_that_was_never_committed_is_given_up_when_its_repository_stays_a
 }
 
 /// A run whose engine is gone while it copies.
-async fn cut_off(host: &Host) {
+pub async fn cut_off(host: &Host) {
     let going = host.start(&host.engine(), &host.request("run"));
     going.copying().await;
     going.control.detach.cancel();

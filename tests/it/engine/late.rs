@@ -1,0 +1,75 @@
+//! What was set aside is settled late, when the guest has newer points or the repository stands elsewhere: no point that is
+//! stored is told as lost, and no checkpoint of one goes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use driftline::{
+    engine::{BackupRequest, Phase, RepositoryRef},
+    qmp::fake::Pace,
+};
+
+use super::{
+    away::{away, back, backed_up, cut_off, incremental, undecided},
+    host::{Host, UUID, assert_complete, assert_failed},
+};
+
+/// The folders of the guest's points in a repository.
+fn points(repository: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repository.join("guests").join(UUID)).unwrap();
+    entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
+}
+
+/// What was copied of a repository before it had the point, and a run into that copy.
+fn copied_before(host: &Host, repository: &Path) -> BackupRequest {
+    let path = host.folder.path().join("copy");
+    assert!(Command::new("cp").arg("-a").arg(repository).arg(&path).status().unwrap().success());
+    for point in points(&path) {
+        fs::remove_dir_all(point).unwrap();
+    }
+    BackupRequest { repository: RepositoryRef { path, id: host.id.clone() }, ..host.request("into the copy") }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_repository_does_not_tell_what_was_committed_into_the_original() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    let request = copied_before(&host, &away(&host));
+    assert_complete(&backed_up(&host, &host.engine(), &request).await);
+    assert_eq!(host.engine().finished("run"), None, "the copy cannot know");
+    host.assert_clean(2 + 2);
+    back(&host);
+    assert_complete(&host.run("run").await);
+    incremental(&host, "next").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_mounted_elsewhere_tells_what_was_committed_into_it() {
+    for before in [false, true] {
+        let host = Host::new(Pace::AtOnce);
+        undecided(&host, before).await;
+        let repository = RepositoryRef { path: away(&host), id: host.id.clone() };
+        let request = BackupRequest { repository, ..host.request("next") };
+        assert_complete(&backed_up(&host, &host.engine(), &request).await);
+        let phase = if before { Phase::Failed } else { Phase::Complete };
+        assert_eq!(host.engine().finished("run").unwrap().phase, phase);
+        back(&host);
+        assert_eq!(host.assert_tidy(), if before { 1 } else { 2 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partial_files_are_not_forgotten_because_a_copy_of_their_repository_has_none() {
+    let host = Host::new(Pace::Manual);
+    cut_off(&host).await;
+    fs::rename(host.path(), away(&host)).unwrap();
+    assert_failed(&host.run("run").await, "FolderMissing");
+    let request = copied_before(&host, &away(&host));
+    assert_complete(&backed_up(&host, &host.engine(), &request).await);
+    back(&host);
+    assert_complete(&host.run("next").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
