@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Engine, EngineError, Inner,
-    journal::{Record, State},
+    journal::{Failure, Record, State},
     lock::GuestLock,
     progress::RunState,
     request::{BackupRequest, RepositoryRef, RunControl},
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     ids::{GuestId, RepositoryId},
     qmp::Monitor,
+    retry::Retry,
 };
 
 /// What a recovery found and did.
@@ -79,7 +80,7 @@ impl Engine {
         let aside = self.0.journal.aside(&request.guest.uuid).map_err(EngineError::Journal)?;
         for mut record in aside.unknown {
             if is_of(&record, request) {
-                self.0.journal.take_back(&record).map_err(EngineError::Journal)?;
+                self.0.journal.take_back(&mut record).map_err(EngineError::Journal)?;
                 return Ok(Earlier::Finished(Some(Box::new(record))));
             }
             if record.request.repository.id != request.repository.id {
@@ -88,15 +89,17 @@ impl Engine {
             match self.stands_at(monitor, control, lock, &record, &request.repository).await {
                 Ok(true) => record.request.repository.clone_from(&request.repository),
                 Ok(false) => continue,
-                // The run would end by the same, or nothing of the record is in its way.
-                Err(run::Halt::Failed(error)) => {
-                    tracing::warn!(run = %record.request.run, error = %error.failure().message, "it waits on");
-                    continue;
-                }
+                Err(run::Halt::Failed(error)) if error.retry() != Retry::OnChange => return Err(error),
+                Err(run::Halt::Failed(_)) => continue,
                 Err(run::Halt::Detached | run::Halt::Cancelled) => return Ok(Earlier::Left),
             }
-            if let Driven::Detached = self.settle(monitor, control, lock, record).await? {
-                return Ok(Earlier::Left);
+            match self.settle(monitor, control, lock, record).await? {
+                Driven::Detached => return Ok(Earlier::Left),
+                // It may tell in a moment. What it can never tell must not end the guest's backups.
+                Driven::SetAside(error @ EngineError::CommitUnknown { why: Failure { retriable: true, .. }, .. }) => {
+                    return Err(error);
+                }
+                _ => {}
             }
         }
         Ok(Earlier::Finished(None))
@@ -130,9 +133,9 @@ impl Engine {
         monitor: &Monitor,
         control: &RunControl,
         lock: &GuestLock,
-        record: Record,
+        mut record: Record,
     ) -> Result<Driven, EngineError> {
-        self.0.journal.take_back(&record).map_err(EngineError::Journal)?;
+        self.0.journal.take_back(&mut record).map_err(EngineError::Journal)?;
         self.finish_other(monitor, control, lock, record).await
     }
 

@@ -258,9 +258,9 @@ pub enum EngineError {
     },
     /// The repository went away when a finished copy was being committed.
     #[error(
-        "Whether point {point} of run {run} was committed is not known until repository {} is back ({why}). The bitmaps that the \
+        "Whether point {point} of run {run} was committed is not known until repository {} is back ({}). The bitmaps that the \
          next backup needs if it was are kept. The guest's next run into that repository looks again, and so does \
-         `driftline recover --qmp {address} --repository {}`", path.display(), path.display()
+         `driftline recover --qmp {address} --repository {}`", path.display(), why.message, path.display()
     )]
     CommitUnknown {
         /// The run.
@@ -272,7 +272,7 @@ pub enum EngineError {
         /// The guest's monitor.
         address: String,
         /// Why it cannot be read.
-        why: String,
+        why: Failure,
     },
     /// An earlier run has to be finished first, in a repository that this host may not touch.
     #[error(

@@ -87,11 +87,12 @@ impl Journal {
         self.remove(&guest)
     }
 
-    /// Makes what was set aside the guest's record again, of which there is none now.
+    /// Makes what was set aside the guest's record again, of which there is none now: a late one.
     ///
     /// # Errors
     /// When the journal cannot be read or written.
-    pub fn take_back(&self, record: &Record) -> Result<(), JournalError> {
+    pub fn take_back(&self, record: &mut Record) -> Result<(), JournalError> {
+        record.late = true;
         self.save(record)?;
         self.forget_aside(record)
     }
@@ -148,8 +149,8 @@ mod tests {
     fn what_is_set_aside_is_in_flight_until_it_is_taken_back_and_removed() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::open(folder.path()).unwrap();
-        let record = fixture();
-        let guest = &record.request.guest.uuid;
+        let mut record = fixture();
+        let guest = &record.request.guest.uuid.clone();
         journal.save(&record).unwrap();
         for _ in 0..2 {
             journal.set_aside(record.clone()).unwrap();
@@ -157,7 +158,8 @@ mod tests {
             assert_eq!(journal.aside(guest).unwrap().unknown, vec![record.clone()]);
             let in_flight = journal.in_flight(Some(guest)).unwrap();
             assert!(in_flight.contains(&record.point), "it may be the next backup's base");
-            journal.take_back(&record).unwrap();
+            journal.take_back(&mut record).unwrap();
+            assert!(record.late, "other runs may have been committed meanwhile");
             assert_eq!(journal.load(guest).unwrap(), Some(record.clone()));
             assert_eq!(journal.aside(guest).unwrap(), Aside::default());
         }

@@ -69,6 +69,7 @@ pub(in crate::engine) fn fixture() -> Record {
         variables: Vec::new(),
         committing: false,
         told: false,
+        late: false,
     }
 }
 

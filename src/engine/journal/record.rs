@@ -60,6 +60,10 @@ pub struct Record {
     /// Whether the run was told as ended while nobody knew whether the attempt was committed: whatever is found, that stands.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub told: bool,
+    /// Whether the attempt was set aside for a time. Later runs may have been committed since: what they build on is not known
+    /// to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
 }
 
 /// The variables of a guest's firmware: a small file of its own.

@@ -127,6 +127,7 @@ impl Run<'_> {
             variables: variables(&guest.disks, readable.is_some()),
             committing: false,
             told: false,
+            late: false,
         };
         self.check()?;
         self.save(&record).await?;

@@ -115,7 +115,7 @@ async fn while_a_repository_is_away_the_guest_is_backed_up_into_another_one() {
     }
     // The newest set of the other repository's, and the one that waits.
     host.assert_clean(2 + 2);
-    assert_eq!(host.run("next").await.reason, "FolderMissing");
+    assert_failed(&host.run("next").await, "RepositoryUnavailable");
     let recovered = host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), &host.id, false).await.unwrap();
     assert!(recovered.notes.iter().any(|note| note.contains("run")), "{recovered:?}");
     host.assert_clean(2 + 2);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use driftline::{
-    engine::{BackupRequest, Phase, RepositoryRef},
+    engine::{BackupRequest, Phase, RepositoryRef, RequestedType},
     qmp::fake::Pace,
 };
 
@@ -59,6 +59,50 @@ async fn a_repository_that_is_mounted_elsewhere_tells_what_was_committed_into_it
         back(&host);
         assert_eq!(host.assert_tidy(), if before { 1 } else { 2 });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_waits_until_it_is_known_what_was_committed_before_it() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    back(&host);
+    let (manifest, kept) = (points(&host.path())[0].join("manifest.json"), host.folder.path().join("kept"));
+    fs::rename(&manifest, &kept).unwrap();
+    // What opens and cannot be read.
+    fs::create_dir(&manifest).unwrap();
+    let state = host.run("next").await;
+    assert_failed(&state, "RepositoryUnavailable");
+    assert!(state.retriable && state.message.contains("driftline recover --qmp"), "{}", state.message);
+    assert_eq!((points(&host.path()).len(), host.engine().finished("run")), (1, None));
+    host.assert_clean(2);
+    fs::remove_dir(&manifest).unwrap();
+    fs::rename(&kept, &manifest).unwrap();
+    incremental(&host, "after").await;
+    assert_complete(&host.engine().finished("run").unwrap());
+    assert_eq!(host.assert_tidy(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_settled_late_costs_no_newer_checkpoint() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    back(&host);
+    let (manifest, kept) = (points(&host.path())[0].join("manifest.json"), host.folder.path().join("kept"));
+    fs::rename(&manifest, &kept).unwrap();
+    // Nothing that passes by itself: the guest's backups go on.
+    fs::write(&manifest, "{").unwrap();
+    let second = host.run("second").await;
+    assert_complete(&second);
+    host.assert_clean(2 + 2);
+    fs::rename(&kept, &manifest).unwrap();
+    assert_complete(&host.run("run").await);
+    let request = BackupRequest { kind: RequestedType::Auto, ..host.request("third") };
+    let third = backed_up(&host, &host.engine(), &request).await;
+    assert_complete(&third);
+    let parent = third.point.unwrap().manifest.identity.disks[0].parent.clone();
+    assert_eq!(parent.map(|parent| parent.point), Some(second.point.unwrap().manifest.identity.point));
+    // What was left for it: the late run's.
+    host.assert_clean(host.bitmaps() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
