@@ -11,7 +11,7 @@ use super::{
     output::Output,
     progress::Progress,
 };
-use crate::engine::{Phase, Recovered};
+use crate::engine::{Phase, Recovered, RepositoryRef};
 
 /// Recovers and says what was done.
 pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliError> {
@@ -21,9 +21,10 @@ pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliErro
     let guest = known.identify(&args.machine, None, &identity(&monitor).await?)?;
     let repository = host.open(&args.repository).await?;
     let engine = host.engine(repository.path())?;
+    let named = RepositoryRef { path: repository.path().to_owned(), id: repository.id().clone() };
     let left = engine.unfinished()?.iter().any(|left| left.guest.uuid == guest.uuid);
     let recovered = tokio::select! {
-        recovered = engine.recover(&monitor, &guest.uuid, repository.id(), args.adopt) => recovered?,
+        recovered = engine.recover(&monitor, &guest.uuid, &named, args.adopt) => recovered?,
         never = wait(Progress::new(output)), if left => match never {},
     };
     let done = Document::new(recovered);
@@ -46,7 +47,7 @@ async fn wait(mut progress: Progress) -> std::convert::Infallible {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
-    /// Whether an earlier run had left anything.
+    /// Whether an earlier run was finished or undone.
     found: bool,
     /// How that run ended; none where it had not begun.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -7,25 +7,21 @@ use serde::Serialize;
 
 use super::{
     Engine, EngineError, Inner,
-    journal::{Failure, Record, State},
+    journal::{Failure, Left, Record, State},
     lock::GuestLock,
     progress::RunState,
     request::{BackupRequest, RepositoryRef, RunControl},
     run::{self, Driven, Run},
 };
-use crate::{
-    ids::{GuestId, RepositoryId},
-    qmp::Monitor,
-    retry::Retry,
-};
+use crate::{ids::GuestId, qmp::Monitor, retry::Retry};
 
 /// What a recovery found and did.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Recovered {
-    /// How the run ended that the journal held; none when it held none, or one that had not begun and is undone.
+    /// How the run ended that was finished or undone; none when there was none, or one that had not begun.
     pub run: Option<RunState>,
-    /// Whether the journal held anything.
+    /// Whether a run was finished or undone. What waits on for its repository is in the notes.
     pub found: bool,
     /// What of unknown attempts was removed from QEMU: jobs, nodes and descriptors.
     pub adopted: Vec<String>,
@@ -201,49 +197,72 @@ impl Engine {
         &self,
         monitor: &Monitor,
         guest: &GuestId,
-        repository: &RepositoryId,
+        repository: &RepositoryRef,
         adopt: bool,
     ) -> Result<Recovered, EngineError> {
         let lock = self.lock_soon(guest, "recover").await?;
-        let record = self.held(guest)?;
-        let mut recovered = Recovered { found: record.is_some(), ..Recovered::default() };
-        if let Some(record) = record {
-            let (run, control) = (record.request.run.clone(), RunControl::new(&record.request, record.started));
-            self.finish_other(monitor, &control, &lock, record).await?;
-            recovered.run = self.finished(&run);
+        let mut recovered = Recovered::default();
+        if let Some(record) = self.held(guest)? {
+            let control = RunControl::new(&record.request, record.started);
+            let driven = self.finish_other(monitor, &control, &lock, record.clone()).await?;
+            // One that is set aside is looked after with the others.
+            if !matches!(driven, Driven::SetAside(_)) {
+                self.tell(&record, &driven, &mut recovered);
+            }
         }
-        self.settle_all(monitor, guest, &lock, &mut recovered).await?;
+        self.settle_all(monitor, guest, &lock, repository, &mut recovered).await?;
         if adopt {
             recovered.adopted = run::adopt(monitor, &self.0.journal, guest).await?;
         }
         let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
         self.give_up_kept_by(&client, guest).await?;
-        recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, repository).await?;
+        recovered.removed = run::remove_useless_bitmaps(monitor, &self.0.journal, &repository.id).await?;
         Ok(recovered)
     }
 
-    /// Settles all that waits for a repository which is there, and says what still waits.
+    /// Says what became of a run. One that was told as ended before keeps that word; what was found is said beside it.
+    fn tell(&self, record: &Record, driven: &Driven, recovered: &mut Recovered) {
+        let (name, point) = (&record.request.run_name, &record.point);
+        match driven {
+            Driven::SetAside(error) => recovered.notes.push(error.failure().message),
+            Driven::Complete if record.told => recovered.notes.push(format!("Run {name} had stored point {point}")),
+            Driven::Failed if record.told => {
+                recovered.notes.push(format!("Run {name} had not stored point {point}; it is undone"));
+            }
+            Driven::Complete | Driven::Failed => {
+                (recovered.found, recovered.run) = (true, self.finished(&record.request.run));
+            }
+            Driven::StartOver => recovered.found = true,
+            Driven::Detached | Driven::Broken(_) => {}
+        }
+    }
+
+    /// Settles all that waits for a repository which is there, and says what still waits. The one that a person has `named`
+    /// may have had another path.
     async fn settle_all(
         &self,
         monitor: &Monitor,
         guest: &GuestId,
         lock: &GuestLock,
+        named: &RepositoryRef,
         recovered: &mut Recovered,
     ) -> Result<(), EngineError> {
         let aside = self.0.journal.aside(guest).map_err(EngineError::Journal)?;
-        for record in aside.unknown {
-            let (run, control) = (record.request.run.clone(), RunControl::new(&record.request, record.started));
-            let (name, point, told) = (record.request.run_name.clone(), record.point.clone(), record.told);
-            match self.settle(monitor, &control, lock, record).await? {
-                Driven::SetAside(error) => recovered.notes.push(error.failure().message),
-                Driven::Complete if told => recovered.notes.push(format!("Run {name} had stored point {point}")),
-                _ if told => recovered.notes.push(format!("Run {name} had not stored point {point}; it is undone")),
-                _ => (recovered.found, recovered.run) = (true, self.finished(&run)),
+        for mut record in aside.unknown {
+            let control = RunControl::new(&record.request, record.started);
+            if record.request.repository.id == named.id
+                && let Ok(true) = self.stands_at(monitor, &control, lock, &record, named).await
+            {
+                record.request.repository.clone_from(named);
             }
+            let driven = self.settle(monitor, &control, lock, record.clone()).await?;
+            self.tell(&record, &driven, recovered);
         }
         let mut looked = BTreeSet::new();
-        for left in aside.folders.iter().filter(|left| looked.insert(left.request.repository.id.clone())) {
-            let request = &left.request;
+        for request in &requests_of(&aside.folders, named) {
+            if !looked.insert((&request.repository.id, &request.repository.path)) {
+                continue;
+            }
             let (engine, control) = (self.reaching(&request.repository).await?, RunControl::new(request, self.now()));
             let state = RunState::waiting(request, self.now());
             let mut run = Run::new(engine, monitor, &control, lock.clone(), state, false);
@@ -282,6 +301,13 @@ impl Engine {
         let (Ok(record), Ok(aside)) = (self.0.journal.load(guest), self.0.journal.aside(guest)) else { return true };
         record.iter().chain(&aside.unknown).any(|record| is_of(record, request))
     }
+}
+
+/// Requests by which folders that were left are reached: where they were made, and where a person has named their repository.
+fn requests_of(left: &[Left], named: &RepositoryRef) -> Vec<BackupRequest> {
+    let own = left.iter().map(|left| left.request.clone());
+    let moved = own.clone().filter(|request| request.repository.id == named.id);
+    own.chain(moved.map(|request| BackupRequest { repository: named.clone(), ..request })).collect()
 }
 
 /// Whether the repository of a record is one that this host may not touch.

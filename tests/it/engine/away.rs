@@ -116,7 +116,7 @@ async fn while_a_repository_is_away_the_guest_is_backed_up_into_another_one() {
     // The newest set of the other repository's, and the one that waits.
     host.assert_clean(2 + 2);
     assert_failed(&host.run("next").await, "RepositoryUnavailable");
-    let recovered = host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), &host.id, false).await.unwrap();
+    let recovered = host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), &host.named(), false).await.unwrap();
     assert!(recovered.notes.iter().any(|note| note.contains("run")), "{recovered:?}");
     host.assert_clean(2 + 2);
     back(&host);
@@ -212,7 +212,7 @@ async fn a_repository_that_is_destroyed_fails_its_run_and_no_other() {
     host.assert_clean(2);
     assert_eq!(files(&host.folder.path().join("state/journal")), vec![format!("{UUID}.aside")]);
     let recover =
-        async || host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), &host.id, false).await.unwrap();
+        async || host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), &host.named(), false).await.unwrap();
     assert!(recover().await.notes[0].contains(host.path().to_str().unwrap()));
     // It is back all the same.
     back(&host);
@@ -280,17 +280,5 @@ async fn without_a_configuration_a_copy_for_another_repository_is_finished_first
 /// A run whose engine is gone when all is copied, and nothing is committed.
 async fn finished_copy(host: &Host) {
     host.qemu.set_pace(Pace::AtOnce);
-    let reached = Arc::new(tokio::sync::Notify::new());
-    let notify = reached.clone();
-    let engine = host.gated(Arc::new(move |passage| {
-        let here = passage == Passage::RepositoryBefore("seal");
-        if here {
-            notify.notify_one();
-        }
-        !here
-    }));
-    let going = host.start(&engine, &host.request("run"));
-    reached.notified().await;
-    going.task.abort();
-    let _ = going.task.await;
+    host.stopped("run", |passage| passage == Passage::RepositoryBefore("seal")).await.abort().await;
 }

@@ -13,7 +13,8 @@ use driftline::{
     clock,
     engine::{
         BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedDataPath,
-        RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings, gate::Gate,
+        RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings,
+        gate::{Gate, Passage},
     },
     ids::RepositoryId,
     qmp::{
@@ -124,6 +125,10 @@ impl Host {
         self.folder.path().join("repository")
     }
 
+    pub fn named(&self) -> RepositoryRef {
+        RepositoryRef { path: self.path(), id: self.id.clone() }
+    }
+
     pub fn roots(&self) -> Roots {
         Roots::new(vec![self.folder.path().to_owned()])
     }
@@ -171,7 +176,7 @@ impl Host {
             run: run.to_owned(),
             run_name: run.to_owned(),
             guest: GuestRef { uuid: UUID.parse().unwrap(), name: "guest".to_owned(), namespace: "team-a".to_owned() },
-            repository: RepositoryRef { path: self.path(), id: self.id.clone() },
+            repository: self.named(),
             kind: self.kind,
             fleecing: match self.shape.way {
                 Way::Fleeced => RequestedFleecing::Always,
@@ -197,6 +202,22 @@ impl Host {
         let (engine, request, handle) = (engine.clone(), request.clone(), control.clone());
         let task = tokio::spawn(async move { engine.backup(&monitor, &request, &handle).await });
         Going { control, task }
+    }
+
+    /// A run whose engine does nothing any more from the first act on that fits.
+    pub async fn stopped(&self, run: &str, at: impl Fn(Passage) -> bool + Send + Sync + 'static) -> Going {
+        let reached = Arc::new(tokio::sync::Notify::new());
+        let notify = reached.clone();
+        let engine = self.gated(Arc::new(move |passage| {
+            let here = at(passage);
+            if here {
+                notify.notify_one();
+            }
+            !here
+        }));
+        let going = self.start(&engine, &self.request(run));
+        reached.notified().await;
+        going
     }
 
     pub async fn run(&self, run: &str) -> RunState {
@@ -316,6 +337,12 @@ impl Going {
 
     pub async fn reach_end(&self) {
         self.reach(|state| state.phase.is_final()).await;
+    }
+
+    /// Its engine is gone.
+    pub async fn abort(self) {
+        self.task.abort();
+        let _ = self.task.await;
     }
 
     pub async fn end(self) -> RunState {

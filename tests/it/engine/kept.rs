@@ -52,7 +52,7 @@ async fn the_next_run_and_a_recovery_give_them_up_too() {
     assert_complete(&host.run("run-3").await);
     host.qemu.set_status("running");
     let (monitor, guest) = (host.monitor(), UUID.parse().unwrap());
-    host.engine().recover(&monitor, &guest, &host.id, false).await.unwrap();
+    host.engine().recover(&monitor, &guest, &host.named(), false).await.unwrap();
     host.assert_tidy();
     assert_eq!(host.qemu.fdsets(), vec![]);
 }

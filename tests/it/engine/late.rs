@@ -8,7 +8,7 @@ use std::{
 };
 
 use driftline::{
-    engine::{BackupRequest, Phase, RepositoryRef, RequestedType},
+    engine::{BackupRequest, Phase, Recovered, RepositoryRef, RequestedType, gate::Passage},
     qmp::fake::Pace,
 };
 
@@ -103,6 +103,60 @@ async fn what_is_settled_late_costs_no_newer_checkpoint() {
     assert_eq!(parent.map(|parent| parent.point), Some(second.point.unwrap().manifest.identity.point));
     // What was left for it: the late run's.
     host.assert_clean(host.bitmaps() + 1);
+}
+
+/// An engine that is gone right after it has taken back what was set aside.
+async fn gone_when_taken_back(host: &Host, run: &str) {
+    host.stopped(run, |passage| matches!(passage, Passage::RepositoryBefore(_))).await.abort().await;
+}
+
+async fn recover(host: &Host, named: &RepositoryRef) -> Recovered {
+    host.engine().recover(&host.monitor(), &UUID.parse().unwrap(), named, false).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_calls_no_run_undone_that_waits_for_its_repository() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    gone_when_taken_back(&host, "run").await;
+    let recovered = recover(&host, &host.named()).await;
+    assert_eq!((recovered.found, recovered.run), (false, None));
+    assert!(recovered.notes[0].contains("of run run was committed is not known"), "{:?}", recovered.notes);
+    assert_eq!(recovered.notes.len(), 1);
+    host.assert_clean(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_says_what_became_of_a_run_that_was_told_as_cancelled() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    let again = host.start(&host.engine(), &host.request("run"));
+    again.control.cancel.cancel();
+    assert_eq!(again.end().await.phase, Phase::Cancelled);
+    back(&host);
+    gone_when_taken_back(&host, "next").await;
+    let recovered = recover(&host, &host.named()).await;
+    assert_eq!((recovered.found, recovered.run), (false, None));
+    assert!(recovered.notes[0].starts_with("Run run had stored point "), "{:?}", recovered.notes);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_looks_into_a_repository_where_it_is_named() {
+    let host = Host::new(Pace::Manual);
+    cut_off(&host).await;
+    fs::rename(host.path(), away(&host)).unwrap();
+    assert_failed(&host.run("run").await, "FolderMissing");
+    let moved = RepositoryRef { path: away(&host), ..host.named() };
+    assert_eq!(recover(&host, &moved).await.notes, Vec::<String>::new());
+    back(&host);
+    assert_eq!(host.assert_tidy(), 0);
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    let moved = RepositoryRef { path: away(&host), ..host.named() };
+    assert_complete(&recover(&host, &moved).await.run.unwrap());
+    back(&host);
+    assert_eq!(host.assert_tidy(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -364,10 +364,10 @@ async fn leftovers_that_no_journal_knows_are_removed_only_at_a_persons_word() {
     assert_failed(&host.run("next").await, "ForeignJob");
     let (engine, monitor) = (host.engine(), host.monitor());
     let guest = UUID.parse().unwrap();
-    let recovered = engine.recover(&monitor, &guest, &host.id, false).await.unwrap();
+    let recovered = engine.recover(&monitor, &guest, &host.named(), false).await.unwrap();
     assert_eq!((recovered.found, recovered.adopted.len()), (false, 0));
     assert_eq!(host.qemu.jobs().len(), 2);
-    let recovered = engine.recover(&monitor, &guest, &host.id, true).await.unwrap();
+    let recovered = engine.recover(&monitor, &guest, &host.named(), true).await.unwrap();
     assert!(recovered.adopted.len() >= 6, "{recovered:?}");
     monitor.disconnect().await;
     host.qemu.set_pace(Pace::AtOnce);
@@ -380,13 +380,13 @@ async fn recover_finishes_what_the_journal_holds() {
     let host = Host::new(Pace::Manual);
     let going = host.start(&host.engine(), &host.request("run"));
     going.copying().await;
-    let (engine, monitor) = (host.engine(), host.monitor());
+    let (engine, monitor, named) = (host.engine(), host.monitor(), host.named());
     let guest = UUID.parse().unwrap();
-    assert_eq!(engine.recover(&monitor, &guest, &host.id, false).await.unwrap_err().reason(), "GuestInUse");
+    assert_eq!(engine.recover(&monitor, &guest, &named, false).await.unwrap_err().reason(), "GuestInUse");
     going.control.detach.cancel();
     going.end().await;
     host.qemu.finish_jobs();
-    let recovered = tokio::time::timeout(Duration::from_secs(30), engine.recover(&monitor, &guest, &host.id, false));
+    let recovered = tokio::time::timeout(Duration::from_secs(30), engine.recover(&monitor, &guest, &named, false));
     assert_complete(&recovered.await.unwrap().unwrap().run.unwrap());
     assert_eq!((host.starts(), host.assert_tidy()), (1, 1));
 }

@@ -306,7 +306,8 @@ async fn a_fleece_that_no_journal_knows_is_removed_at_a_persons_word() {
     let refused = request(&host, &machine, "refused", 0);
     assert_failed(&Going::start(&host.engine(), machine.qmp(), &refused).end().await, "ForeignJob");
     let monitor = super::host::monitor(machine.qmp());
-    let recovered = host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.id, true).await.unwrap();
+    let recovered =
+        host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.named(), true).await.unwrap();
     assert!(recovered.adopted.iter().any(|what| what.ends_with("-cbw")), "{recovered:?}");
     drop(monitor);
     assert_clean(&machine);

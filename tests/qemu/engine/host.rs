@@ -94,6 +94,10 @@ impl Host {
             .with_patience(Patience { lock_pause: Duration::from_millis(10), ..Patience::default() })
     }
 
+    pub(super) fn named(&self) -> RepositoryRef {
+        RepositoryRef { path: self.repository_path(), id: self.id.clone() }
+    }
+
     pub(super) fn request(&self, machine: &Machine, run: &str, bandwidth: u64) -> BackupRequest {
         BackupRequest {
             run: run.to_owned(),
@@ -103,7 +107,7 @@ impl Host {
                 name: "guest".to_owned(),
                 namespace: "team-a".to_owned(),
             },
-            repository: RepositoryRef { path: self.repository_path(), id: self.id.clone() },
+            repository: self.named(),
             kind: RequestedType::Full,
             fleecing: RequestedFleecing::Auto,
             data_path: RequestedDataPath::Auto,

@@ -149,7 +149,8 @@ async fn bitmaps_that_a_crash_made_useless_go_with_a_recovery() {
     let refused = Monitor::connect(machine.qmp().as_path()).try_execute("block_resize", resize.clone()).unwrap_err();
     assert!(refused.contains("inconsistent"), "{refused}");
     let monitor = super::host::monitor(machine.qmp());
-    let recovered = host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.id, false).await.unwrap();
+    let recovered =
+        host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.named(), false).await.unwrap();
     drop(monitor);
     assert_eq!((recovered.found, recovered.removed.len()), (false, 2), "{recovered:?}");
     machine.execute("block_resize", resize);

@@ -109,7 +109,7 @@ async fn a_filter_below_an_overlay_that_is_busy_is_stuck_until_it_is_not() {
         (!jobs.to_string().contains("theirs")).then_some(())
     });
     let monitor = super::host::monitor(machine.qmp());
-    host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.id, false).await.unwrap();
+    host.engine().recover(&monitor, &machine.uuid().parse().unwrap(), &host.named(), false).await.unwrap();
     drop(monitor);
     assert_clean(&machine);
     host.assert_tidy(&machine);
