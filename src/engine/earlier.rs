@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    Engine, EngineError, Inner,
+    Engine, EngineError,
     journal::{Failure, Left, Record, State},
     lock::GuestLock,
     progress::RunState,
@@ -143,18 +143,22 @@ impl Engine {
         lock: &GuestLock,
         mut record: Record,
     ) -> Result<Driven, EngineError> {
-        let engine = self.reaching(&record.request.repository).await?;
+        let mut state = RunState::waiting(&record.request, record.started);
+        state.follow_record(&record);
+        let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
+        let within = match run.reach(&record.request.repository).await {
+            Ok(within) => within,
+            Err(run::Halt::Failed(error)) => return Err(error),
+            Err(run::Halt::Detached | run::Halt::Cancelled) => return Ok(Driven::Detached),
+        };
         // What is undone already loses nothing by it.
-        if !matches!(record.state, State::Failing(_)) && is_outside(&engine, &record).await? {
+        if !within && !matches!(record.state, State::Failing(_)) {
             return Err(EngineError::EarlierOutsideRoots {
                 run: record.request.run_name,
                 path: record.request.repository.path,
                 address: monitor.address().to_string(),
             });
         }
-        let mut state = RunState::waiting(&record.request, record.started);
-        state.follow_record(&record);
-        let mut run = Run::new(engine, monitor, control, lock.clone(), state, false);
         let driven = run.drive(&mut record).await;
         run.release().await;
         let stays = run.stays.take();
@@ -173,18 +177,6 @@ impl Engine {
             }),
             _ => Ok(driven),
         }
-    }
-
-    /// The engine as it reaches the repository of an earlier run: where no configuration bounds a person's words, the journal
-    /// holds one of them.
-    async fn reaching(&self, repository: &RepositoryRef) -> Result<Arc<Inner>, EngineError> {
-        let (engine, path) = (Arc::clone(&self.0), repository.path.clone());
-        let roots = tokio::task::spawn_blocking(move || engine.settings.roots.and(&path))
-            .await
-            .map_err(|source| EngineError::Broken { act: "Looking for the repository", source })?;
-        let mut inner = Inner::clone(&self.0);
-        inner.settings.roots = roots;
-        Ok(Arc::new(inner))
     }
 
     /// Finishes or undoes what the journal holds for a guest, and removes bitmaps of the repository that nobody can use any
@@ -263,10 +255,12 @@ impl Engine {
             if !looked.insert((&request.repository.id, &request.repository.path)) {
                 continue;
             }
-            let (engine, control) = (self.reaching(&request.repository).await?, RunControl::new(request, self.now()));
-            let state = RunState::waiting(request, self.now());
-            let mut run = Run::new(engine, monitor, &control, lock.clone(), state, false);
-            let discarded = run.discard_left(request).await;
+            let (control, state) = (RunControl::new(request, self.now()), RunState::waiting(request, self.now()));
+            let mut run = Run::new(Arc::clone(&self.0), monitor, &control, lock.clone(), state, false);
+            let discarded = match run.reach(&request.repository).await {
+                Ok(_) => run.discard_left(request).await,
+                Err(halt) => Err(halt),
+            };
             run.release().await;
             if let Err(run::Halt::Failed(error)) = discarded {
                 return Err(error);
@@ -308,14 +302,4 @@ fn requests_of(left: &[Left], named: &RepositoryRef) -> Vec<BackupRequest> {
     let own = left.iter().map(|left| left.request.clone());
     let moved = own.clone().filter(|request| request.repository.id == named.id);
     own.chain(moved.map(|request| BackupRequest { repository: named.clone(), ..request })).collect()
-}
-
-/// Whether the repository of a record is one that this host may not touch.
-async fn is_outside(engine: &Arc<Inner>, record: &Record) -> Result<bool, EngineError> {
-    let (engine, path) = (Arc::clone(engine), record.request.repository.path.clone());
-    tokio::task::spawn_blocking(
-        move || matches!(engine.settings.roots.open(&path), Err(error) if error.reason() == "OutsideRoots"),
-    )
-    .await
-    .map_err(|source| EngineError::Broken { act: "Looking for the repository", source })
 }

@@ -1,16 +1,19 @@
 //! A repository that cannot be reached when a run is to end. What may be in it is written down and waits for it, and the
 //! guest's other runs do not.
 
+use std::sync::Arc;
+
 use super::{
     Done, Driven, EngineError, Halt, Run,
     clean::{Cleared, Work},
 };
 use crate::{
     engine::{
+        Inner,
         error::cancelled,
         journal::{Failure, Left, Record},
         progress::Phase,
-        request::BackupRequest,
+        request::{BackupRequest, RepositoryRef},
     },
     ids::PointId,
 };
@@ -68,6 +71,22 @@ impl Run<'_> {
         let what = format!("its partial files stay in repository {path} until that can be written again ({why})");
         tracing::warn!(run = %record.request.run, "{what}");
         Ok(Some(what))
+    }
+
+    /// Lets the run reach the repository of an earlier one: where no configuration bounds a person's words, the journal holds
+    /// one of them. Whether this host may touch it.
+    pub(in crate::engine) async fn reach(&mut self, repository: &RepositoryRef) -> Done<bool> {
+        let (roots, path) = (self.engine.settings.roots.clone(), repository.path.clone());
+        let look = move || {
+            let roots = roots.and(&path);
+            let within = !matches!(roots.open(&path), Err(error) if error.reason() == "OutsideRoots");
+            Ok((roots, within))
+        };
+        let (roots, within) = self.blocking("open", "Looking for the repository", look).await?;
+        let mut inner = Inner::clone(&self.engine);
+        inner.settings.roots = roots;
+        self.engine = Arc::new(inner);
+        Ok(within)
     }
 
     /// Whether the repository of `request` has a point, or its folder without a manifest.

@@ -10,12 +10,15 @@ use std::{
 };
 
 use driftline::{
-    engine::{BackupRequest, Engine, Phase, RepositoryRef},
+    engine::{BackupRequest, Engine, Phase, RepositoryRef, RunControl, gate::Passage},
     qmp::fake::Pace,
-    repo::{Act, Operation, QemuImg, Repository},
+    repo::{Act, Operation, QemuImg, Repository, Roots},
 };
 
-use super::host::{Host, UUID, assert_complete};
+use super::{
+    away::cut_off,
+    host::{Host, UUID, assert_complete},
+};
 
 /// What hangs in a repository, until it goes on.
 #[derive(Clone, Default)]
@@ -95,6 +98,27 @@ async fn a_run_that_waits_until_another_one_is_finished_says_that_its_repository
     assert_eq!(second.end().await.phase, Phase::Cancelled);
     hang.go_on();
     assert_complete(&host.run("first").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_looks_for_the_repository_of_another_one_can_be_let_go() {
+    let host = Host::new(Pace::Manual);
+    cut_off(&host).await;
+    let request = other(&host, host.request("second"));
+    let control = RunControl::new(&request, jiff::Timestamp::now());
+    let detach = control.detach.clone();
+    // The first one's is outside of them, which is known only once it was looked for.
+    let roots = Roots::new(vec![request.repository.path.clone()]);
+    let engine = host.engine_on(roots).with_gate(Arc::new(move |passage| {
+        if passage == Passage::RepositoryBefore("open") {
+            detach.cancel();
+        }
+        true
+    }));
+    let state = engine.backup(&host.monitor(), &request, &control).await;
+    assert!(!state.phase.is_final(), "{}: {}", state.reason, state.message);
+    assert_complete(&host.run("run").await);
     assert_eq!(host.assert_tidy(), 1);
 }
 
