@@ -1,7 +1,10 @@
 //! `driftline recover`: finishes or undoes what a killed command left in a machine and in the repository. The engine does
 //! the same before each backup.
 
+use std::time::Duration;
+
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{
     CliError, Exit,
@@ -32,11 +35,12 @@ pub(super) async fn run(args: &Recover, output: &Output) -> Result<Exit, CliErro
     Ok(Exit::Done)
 }
 
-/// Says what is waited for, now and then; never ends by itself.
+/// Says what is waited for, now and then; never ends by itself. Not at once: where somebody works on the machine, that is
+/// the answer a second later, and no run was cut off.
 async fn wait(mut progress: Progress) -> std::convert::Infallible {
     const STEP: &str =
         "A run of this machine was cut off. It is finished or undone: a copy that QEMU still makes is waited for";
-    let mut tick = tokio::time::interval(std::time::Duration::from_secs(1));
+    let mut tick = tokio::time::interval_at(Instant::now() + Duration::from_secs(2), Duration::from_secs(1));
     loop {
         tick.tick().await;
         progress.show(STEP, &[]);

@@ -3,6 +3,7 @@
 
 use std::{
     path::Path,
+    process::{Command, Stdio},
     sync::{
         Arc, Condvar, Mutex,
         mpsc::{Receiver, channel},
@@ -16,7 +17,7 @@ use driftline::{
 };
 
 use super::{
-    away::cut_off,
+    away::{cut_off, undecided},
     host::{Host, UUID, assert_complete},
 };
 
@@ -136,6 +137,26 @@ async fn a_run_that_waits_until_another_one_is_finished_ends_when_it_is_cancelle
     host.qemu.finish_jobs();
     assert_complete(&host.run("first").await);
     assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_beside_a_run_says_only_that_the_guest_is_in_use() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    let going = host.stopped("run", |passage| matches!(passage, Passage::RepositoryBefore(_))).await;
+    let config = host.folder.path().join("host.toml");
+    let [state, locks, guests] = ["state", "locks", "none"].map(|name| host.folder.path().join(name));
+    let roots = host.folder.path();
+    let text = format!("state = {state:?}\nlocks = {locks:?}\nguests = {guests:?}\nrepositoryRoots = [{roots:?}]\n");
+    std::fs::write(&config, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
+    let named = other(&host, host.request("unused")).repository.path;
+    command.arg("recover").arg("--qmp").arg(host.qemu.socket()).arg("--repository").arg(named);
+    command.env("DRIFTLINE_CONFIG", &config).stdin(Stdio::null());
+    let output = tokio::task::block_in_place(|| command.output().unwrap());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("[GuestInUse]") && !said.contains("cut off"), "{said}");
+    going.abort().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
