@@ -24,11 +24,11 @@ pub struct Found {
 /// What is known about the point's manifest, which is the commit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Manifest {
-    /// It is in the repository.
+    /// It is in the repository, and its rename on the disk.
     There,
     /// It is not: the repository was read, or the attempt cannot have come so far.
     Absent,
-    /// The repository cannot be read now, and why.
+    /// The repository cannot be read now, or what is there not be brought to the disk, and why.
     Unknown(Failure),
 }
 

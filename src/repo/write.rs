@@ -45,6 +45,20 @@ impl Repository {
         Ok(PartialPoint { repository: self.clone(), guest: guest.clone(), point: point.clone(), folder })
     }
 
+    /// One point, if it is committed, brought to the disk: for whoever gives up something because it is there. Its manifest
+    /// may be seen before the rename has reached the disk, where a crash or an error came between that and the sync.
+    ///
+    /// # Errors
+    /// When its manifest cannot be read, or its folder not be synced: a power cut may take the point away then.
+    pub fn durable_point(&self, guest: &GuestId, point: &PointId) -> Result<Option<StoredPoint>, RepoError> {
+        let Some(folder) = self.point_folder(guest, point)? else { return Ok(None) };
+        let stored = self.read_manifest(&folder, guest, point)?;
+        if stored.is_some() {
+            folder.sync()?;
+        }
+        Ok(stored)
+    }
+
     /// A point that was begun and has no manifest: what recovery finishes or discards. None where there is no folder,
     /// or where the point is committed (`point` gives it then).
     ///

@@ -3,6 +3,7 @@
 
 mod away;
 mod crashes;
+mod durable;
 mod hangs;
 mod harm;
 mod host;

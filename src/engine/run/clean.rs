@@ -60,11 +60,11 @@ impl Run<'_> {
         self.ended(record, &cleared).await
     }
 
-    /// A point of the request's guest that is in the repository.
+    /// A point of the request's guest that is in the repository, and outlives a power cut: the run is told as complete for it.
     pub(super) async fn stored(&mut self, request: &BackupRequest, point: PointId) -> Done<CommittedPoint> {
         let guest = request.guest.uuid.clone();
         self.repository(request, "point", move |repository| {
-            let found = repository.point(&guest, &point)?;
+            let found = repository.durable_point(&guest, &point)?;
             let stored = found.ok_or_else(|| RepoError::NoSuchPoint { guest: guest.clone(), point })?;
             let chain = chain_of(repository, &guest, &stored.manifest.point());
             Ok(CommittedPoint { manifest: stored.manifest, manifest_digest: stored.manifest_digest, chain })

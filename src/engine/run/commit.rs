@@ -57,6 +57,10 @@ impl Run<'_> {
     }
 
     async fn try_commit(&mut self, record: &mut Record) -> Done<()> {
+        // The try before may have failed after its rename.
+        if record.committing && self.is_committed(record).await? {
+            return Ok(());
+        }
         let partial = self.open_partial(record).await?;
         self.take_staged(record, &partial).await?;
         let mut sealed = Vec::new();

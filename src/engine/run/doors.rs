@@ -196,7 +196,8 @@ impl Run<'_> {
 /// What a call of the repository can still make when nobody waits for it any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Remains {
-    /// Nothing: it reads, or its end takes back what it made, as opening does with the writer lease.
+    /// Nothing: it reads, or brings to the disk what is there, or its end takes back what it made, as opening does with the
+    /// writer lease.
     Nothing,
     /// It makes, changes or removes files.
     Files,

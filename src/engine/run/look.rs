@@ -15,6 +15,7 @@ use crate::{
         block::JobInfo,
         command::{BlockdevDel, QueryJobs},
     },
+    repo::Repository,
 };
 
 impl Run<'_> {
@@ -31,14 +32,19 @@ impl Run<'_> {
     }
 
     async fn manifest(&mut self, record: &Record) -> Done<Manifest> {
-        let point = record.point.clone();
-        let guest = record.request.guest.uuid.clone();
-        match self.repository(&record.request, "point", move |repository| repository.point(&guest, &point)).await {
-            Ok(Some(_)) => Ok(Manifest::There),
-            Ok(None) => Ok(Manifest::Absent),
+        match self.is_committed(record).await {
+            Ok(true) => Ok(Manifest::There),
+            Ok(false) => Ok(Manifest::Absent),
             Err(Halt::Failed(error)) => Ok(Manifest::Unknown(error.failure())),
             Err(halt) => Err(halt),
         }
+    }
+
+    /// Whether the point stands in the repository and outlives a power cut. An error: nobody knows.
+    pub(super) async fn is_committed(&mut self, record: &Record) -> Done<bool> {
+        let (guest, point) = (record.request.guest.uuid.clone(), record.point.clone());
+        let look = move |repository: &Repository| repository.durable_point(&guest, &point);
+        self.repository(&record.request, "point", look).await.map(|found| found.is_some())
     }
 
     pub(super) async fn qemu(&mut self, record: &Record) -> Done<Qemu> {
