@@ -236,9 +236,12 @@ impl<'a> Run<'a> {
 
     /// One step: looks, asks the table, does what it says.
     async fn advance(&mut self, record: &mut Record) -> Done<Option<Driven>> {
+        // Before anything else, letting go included: nobody may come for a while, and the guest stands still until then.
+        let continued = self.continue_guest(record).await;
         if matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. }) {
             self.check()?;
         }
+        continued?;
         if self.own {
             self.state.follow_record(record);
         }
@@ -248,7 +251,6 @@ impl<'a> Run<'a> {
             self.prepare(record).await?;
             return Ok(None);
         }
-        self.continue_guest(record).await?;
         let found = self.look(record).await?;
         let next = next(record, &found);
         tracing::debug!(run = %record.request.run, attempt = %record.attempt, ?next, "next step");

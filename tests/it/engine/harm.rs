@@ -1,9 +1,15 @@
-//! The guest's own writes: a run that makes them fail ends, and what is not its doing is left alone.
+//! The guest's own writes: a run that makes them fail ends, and what is not its doing is left alone. Nor does the guest stand
+//! still for longer than a run's instant.
 
-use driftline::qmp::fake::Pace;
+use std::sync::Arc;
+
+use driftline::{
+    engine::{RunControl, gate::Passage},
+    qmp::fake::{Fault, Pace, When},
+};
 use serde_json::json;
 
-use super::host::{Host, assert_complete, assert_failed};
+use super::host::{Host, Shape, Way, assert_complete, assert_failed};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_write_of_the_guest_ends_the_copy_and_the_guest_goes_on() {
@@ -55,4 +61,23 @@ async fn a_guest_that_was_stopped_by_an_error_before_is_backed_up_and_not_starte
     host.qemu.set_status("io-error");
     assert_complete(&host.run("run").await);
     assert_eq!(host.qemu.status(), "io-error");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_stands_for_the_instant_goes_on_though_the_engine_is_let_go_and_the_connection_lost_just_then() {
+    let host = Host::shaped(Shape { way: Way::Fleeced, ..Shape::FIRST }, Pace::AtOnce);
+    host.qemu.fault(When::NthOf("qom-set", 1), Fault::CutBefore);
+    let request = host.request("run");
+    let control = RunControl::new(&request, jiff::Timestamp::now());
+    let detach = control.detach.clone();
+    let engine = host.gated(Arc::new(move |passage| {
+        if passage == Passage::Sending("qom-set") {
+            detach.cancel();
+        }
+        true
+    }));
+    let state = engine.backup(&host.monitor(), &request, &control).await;
+    assert!(!state.phase.is_final(), "{}: {}", state.reason, state.message);
+    assert_eq!(host.qemu.status(), "running", "the engine has ended, and the guest stands still");
+    assert_complete(&host.run("run").await);
 }
