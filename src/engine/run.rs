@@ -11,6 +11,7 @@ mod doors;
 mod ended;
 mod fleece;
 mod follow;
+mod headway;
 mod images;
 mod look;
 mod overlay;

@@ -1,12 +1,9 @@
 //! Step 8: everything is copied, flushed and synced. Is it all there, then check, digests, manifest. Needs no QEMU. A
 //! repository that is full or does not answer is tried again for a while: what was copied is worth waiting for.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
-use super::{Done, EngineError, Halt, Run};
+use super::{Done, EngineError, Halt, Run, headway::Headway};
 use crate::{
     chain::next::BackupType,
     engine::{
@@ -31,7 +28,8 @@ impl Run<'_> {
         self.phase(Phase::Finishing);
         let mut until = None;
         loop {
-            let error = match self.try_commit(record).await {
+            let headway = Headway::default();
+            let error = match self.try_commit(record, &headway).await {
                 Err(Halt::Failed(error)) => error,
                 done => return done,
             };
@@ -52,20 +50,23 @@ impl Run<'_> {
             tokio::select! {
                 () = tokio::time::sleep(self.engine.patience.commit_pause) => {}
                 () = self.control.detach.cancelled() => return Err(Halt::Detached),
+                // For its own run a cancel comes too late.
+                () = self.control.cancel.cancelled(), if !self.own => return Err(Halt::Cancelled),
             }
         }
     }
 
-    async fn try_commit(&mut self, record: &mut Record) -> Done<()> {
+    async fn try_commit(&mut self, record: &mut Record, headway: &Headway) -> Done<()> {
         // The try before may have failed after its rename.
         if record.committing && self.is_committed(record).await? {
             return Ok(());
         }
         let partial = self.open_partial(record).await?;
-        self.take_staged(record, &partial).await?;
+        headway.step();
+        self.take_staged(record, &partial, headway).await?;
         let mut sealed = Vec::new();
         for disk in &record.disks {
-            let found = self.seal(record, &partial, disk).await?;
+            let found = self.seal(record, &partial, disk, headway).await?;
             let expected = disk.copied.unwrap_or(0).div_ceil(CLUSTER);
             if found.clusters() != expected {
                 let found = found.clusters();
@@ -81,6 +82,7 @@ impl Run<'_> {
                 None => variables.left_out.push(drive.disk.clone()),
             }
         }
+        headway.step();
         // Whoever finds the repository gone from here on does not know whether the manifest is in it.
         if !record.committing {
             self.update(record, |record| record.committing = true).await?;
@@ -95,22 +97,18 @@ impl Run<'_> {
         Ok(())
     }
 
-    async fn seal(&mut self, record: &Record, partial: &Arc<PartialPoint>, disk: &RecordDisk) -> Done<SealedDisk> {
+    async fn seal(
+        &mut self,
+        record: &Record,
+        partial: &Arc<PartialPoint>,
+        disk: &RecordDisk,
+        headway: &Headway,
+    ) -> Done<SealedDisk> {
         let (partial, name) = (Arc::clone(partial), disk.name.clone());
-        let shown = self.own.then(|| self.control.state.clone());
-        let mut said = Instant::now();
-        self.repository(&record.request, "seal", move |_| {
-            partial.seal_disk(&name, &mut |bytes| {
-                // At most once a second: nobody reads faster.
-                if let Some(shown) = &shown
-                    && said.elapsed() >= Duration::from_secs(1)
-                {
-                    said = Instant::now();
-                    shown.send_modify(|state| state.message = format!("Disk {name}: {bytes} bytes checked"));
-                }
-            })
-        })
-        .await
+        let mut tell = headway.teller(self, record, &disk.name, "checked");
+        let sealed = self.repository(&record.request, "seal", move |_| partial.seal_disk(&name, &mut tell)).await?;
+        headway.step();
+        Ok(sealed)
     }
 }
 

@@ -134,13 +134,13 @@ impl Run<'_> {
     /// Waits for a call, and says so when that lasts and the call does not tell how far it is.
     async fn wait<T>(&self, name: &str, says: &str, mut call: JoinHandle<T>) -> Done<Result<T, JoinError>> {
         let patience = self.engine.patience.repository;
-        // These last as long as a disk is large, and tell it to their own run only.
-        let untold = !self.own && matches!(name, "take" | "seal");
+        // These last as long as a disk is large.
+        let long = matches!(name, "take" | "seal");
         let before = self.shown();
         let (mut last, mut silent) = (before.clone(), false);
         let done = loop {
-            // Whoever waits only until the run of somebody else is finished need not wait for what does not answer.
-            let leaves = self.unwritten || (silent && !self.own);
+            // Whoever waits only until the run of somebody else is finished need not wait for what does not answer, nor for hours.
+            let leaves = self.unwritten || (!self.own && (silent || long));
             tokio::select! {
                 biased;
                 done = &mut call => break done,
@@ -152,7 +152,7 @@ impl Run<'_> {
             if message != last.1 {
                 self.show(before.0.clone(), message);
                 silent = false;
-            } else if !silent && !untold {
+            } else if !silent {
                 let lasted = patience.as_secs();
                 let message =
                     format!("{says} lasts longer than {lasted} s: the run waits for the repository to answer");

@@ -6,10 +6,9 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
 };
 
-use super::{Done, EngineError, Halt, Run};
+use super::{Done, EngineError, Halt, Run, headway::Headway};
 use crate::{
     chain::point::Parent,
     engine::{gate::Passage, journal::Record},
@@ -114,7 +113,12 @@ impl Run<'_> {
     }
 
     /// Carries the staged images to the repository, if there are any. May be repeated.
-    pub(super) async fn take_staged(&mut self, record: &Record, partial: &Arc<PartialPoint>) -> Done<()> {
+    pub(super) async fn take_staged(
+        &mut self,
+        record: &Record,
+        partial: &Arc<PartialPoint>,
+        headway: &Headway,
+    ) -> Done<()> {
         let Some(stage) = self.stage(record) else { return Ok(()) };
         let looked = stage.clone();
         if self.staged("open", move || looked.open()).await?.is_none() {
@@ -123,22 +127,16 @@ impl Run<'_> {
         let given_up = GivenUp::default();
         for disk in &record.disks {
             let (partial, name, stage) = (Arc::clone(partial), disk.name.clone(), stage.clone());
-            let shown = self.own.then(|| self.control.state.clone());
-            let (mut said, given_up) = (Instant::now(), Arc::clone(&given_up.0));
+            let mut tell = headway.teller(self, record, &disk.name, "carried to the repository");
+            let given_up = Arc::clone(&given_up.0);
             self.repository(&record.request, "take", move |_| {
                 partial.take_disk(&name, &opened(&stage)?, &mut |bytes| {
-                    if let Some(shown) = &shown
-                        && said.elapsed() >= Duration::from_secs(1)
-                    {
-                        said = Instant::now();
-                        shown.send_modify(|state| {
-                            state.message = format!("Disk {name}: {bytes} bytes carried to the repository");
-                        });
-                    }
+                    tell(bytes);
                     !given_up.load(Ordering::Relaxed)
                 })
             })
             .await?;
+            headway.step();
         }
         Ok(())
     }

@@ -278,7 +278,7 @@ async fn without_a_configuration_a_copy_for_another_repository_is_finished_first
 }
 
 /// A run whose engine is gone when all is copied, and nothing is committed.
-async fn finished_copy(host: &Host) {
+pub(super) async fn finished_copy(host: &Host) {
     host.qemu.set_pace(Pace::AtOnce);
     host.stopped("run", |passage| passage == Passage::RepositoryBefore("seal")).await.abort().await;
 }

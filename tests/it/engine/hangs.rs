@@ -8,26 +8,34 @@ use std::{
         Arc, Condvar, Mutex,
         mpsc::{Receiver, channel},
     },
+    time::Duration,
 };
 
 use driftline::{
-    engine::{BackupRequest, Engine, Phase, RepositoryRef, RunControl, gate::Passage},
+    engine::{BackupRequest, Engine, Patience, Phase, RepositoryRef, RunControl, gate::Passage},
     qmp::fake::Pace,
     repo::{Act, Operation, QemuImg, Repository, Roots},
 };
 
 use super::{
-    away::{cut_off, undecided},
+    away::{cut_off, finished_copy, undecided},
     host::{Host, UUID, assert_complete},
 };
 
+/// Longer than any test lasts.
+const LATER: Duration = Duration::from_secs(300);
+
 /// What hangs in a repository, until it goes on.
 #[derive(Clone, Default)]
-struct Hang(Arc<(Mutex<bool>, Condvar)>);
+pub(super) struct Hang(Arc<(Mutex<bool>, Condvar)>);
 
 impl Hang {
     /// An engine whose repository hangs at the operations that are `held`; it is told when it does.
-    fn engine(&self, host: &Host, held: impl Fn(&Operation) -> bool + Send + Sync + 'static) -> (Engine, Receiver<()>) {
+    pub(super) fn engine(
+        &self,
+        host: &Host,
+        held: impl Fn(&Operation) -> bool + Send + Sync + 'static,
+    ) -> (Engine, Receiver<()>) {
         let (tell, hung) = channel();
         let (hang, repository) = (self.0.clone(), host.path());
         let gate = move |operation: &Operation| {
@@ -41,7 +49,7 @@ impl Hang {
         (host.failing(Arc::new(gate)), hung)
     }
 
-    fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         *self.0.0.lock().unwrap() = true;
         self.0.1.notify_all();
     }
@@ -136,6 +144,50 @@ async fn a_run_that_waits_until_another_one_is_finished_ends_when_it_is_cancelle
     assert_eq!(second.end().await.phase, Phase::Cancelled);
     host.qemu.finish_jobs();
     assert_complete(&host.run("first").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+/// Whether the operation is one of checking a disk's copy.
+fn checks_a_copy(operation: &Operation) -> bool {
+    operation.act == Act::Truncate
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_for_another_ones_commit_says_that_it_hangs_and_ends_when_it_is_cancelled() {
+    for says in [true, false] {
+        let (host, hang) = (Host::new(Pace::AtOnce), Hang::default());
+        finished_copy(&host).await;
+        let (engine, hung) = hang.engine(&host, checks_a_copy);
+        let second = host.start(&engine, &other(&host, host.request("second")));
+        tokio::task::block_in_place(|| hung.recv().unwrap());
+        if says {
+            let said = second.reach(|state| state.reason == "RepositoryNotResponding").await;
+            assert!(said.message.contains("Checking a disk's copy"), "{}", said.message);
+        }
+        second.control.cancel.cancel();
+        assert_eq!(second.end().await.phase, Phase::Cancelled);
+        hang.go_on();
+        assert_complete(&host.run("run").await);
+        assert_eq!(host.assert_tidy(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_until_another_ones_commit_is_tried_again_ends_when_it_is_cancelled() {
+    let host = Host::new(Pace::AtOnce);
+    finished_copy(&host).await;
+    let failing = host.failing(Arc::new(|operation| match operation.act {
+        Act::Truncate => Err(std::io::Error::from_raw_os_error(5)),
+        _ => Ok(()),
+    }));
+    let patient = Patience { commit: LATER, commit_pause: LATER, ..Patience::default() };
+    let second = host.start(&failing.with_patience(patient), &other(&host, host.request("second")));
+    second.reach(|state| state.reason == "FinishingEarlierRun").await;
+    // It waits for a minute before the next try.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    second.control.cancel.cancel();
+    assert_eq!(second.end().await.phase, Phase::Cancelled);
+    assert_complete(&host.run("run").await);
     assert_eq!(host.assert_tidy(), 1);
 }
 
