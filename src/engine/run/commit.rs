@@ -26,7 +26,7 @@ impl Run<'_> {
     /// Commits the point, or says why it cannot be.
     pub(super) async fn commit(&mut self, record: &mut Record) -> Done<()> {
         self.phase(Phase::Finishing);
-        let mut until = None;
+        let (mut furthest, mut until) = (None, Instant::now());
         loop {
             let headway = Headway::default();
             let error = match self.try_commit(record, &headway).await {
@@ -34,8 +34,12 @@ impl Run<'_> {
                 done => return done,
             };
             let transient = matches!(error, EngineError::Repository { .. }) && error.retry() != Retry::OnChange;
-            // From the first failure on: carrying a large image may take hours, and is no failure.
-            let until = *until.get_or_insert_with(|| Instant::now() + self.engine.patience.commit);
+            // From a failure on, and anew where a try has come further than all before it: carrying a large image may take hours,
+            // and is no failure.
+            if furthest < Some(headway.get()) {
+                furthest = Some(headway.get());
+                until = Instant::now() + self.engine.patience.commit;
+            }
             if !transient || Instant::now() >= until {
                 return Err(error.into());
             }

@@ -1,5 +1,6 @@
 //! A point counts once the rename of its manifest has reached the disk: a run that was cut off in between, or whose sync
-//! failed, is told as complete after another sync only, and until then nothing is given up for it.
+//! failed, is told as complete after another sync only, and until then nothing is given up for it. And a copy that cannot be
+//! committed yet is worth waiting for.
 
 use std::{
     io,
@@ -8,10 +9,11 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use driftline::{
-    engine::{Engine, RequestedType, gate::Passage},
+    engine::{BackupRequest, Engine, RequestedType, gate::Passage},
     qmp::fake::Pace,
     repo::Act,
 };
@@ -85,7 +87,7 @@ async fn a_run_that_was_cut_off_right_after_its_rename_is_synced_before_it_is_co
 async fn a_point_that_cannot_be_brought_to_the_disk_costs_no_older_checkpoint() {
     let (host, syncs) = (Host::begun(Shape { disks: 1, ..Shape::CONTINUED }, Pace::AtOnce).await, Syncs::default());
     // A full begins another lineage, and its clean-up gives up the one before.
-    let request = driftline::engine::BackupRequest { kind: RequestedType::Full, ..host.request("run") };
+    let request = BackupRequest { kind: RequestedType::Full, ..host.request("run") };
     let before = host.qemu.bitmaps("disk0");
     let engine = syncs.engine(&host, usize::MAX);
     for _ in 0..2 {
@@ -97,6 +99,27 @@ async fn a_point_that_cannot_be_brought_to_the_disk_costs_no_older_checkpoint() 
     assert_complete(&host.start(&syncs.engine(&host, 0), &request).end().await);
     assert!(syncs.done() > 0);
     host.assert_clean(2);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_fails_again_after_it_has_come_further_is_tried_again_for_as_long() {
+    let host = Host::new(Pace::AtOnce);
+    let (checks, renames) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let engine = host.failing(Arc::new(move |operation| {
+        let failed = Err(io::Error::from_raw_os_error(5));
+        if operation.act == Act::Truncate && operation.path.extension().is_some_and(|end| end == "qcow2") {
+            match checks.fetch_add(1, Ordering::SeqCst) {
+                0 => return failed,
+                // What stands for the hours that a large image takes: longer than errors are waited out.
+                1 => std::thread::sleep(Duration::from_millis(600)),
+                _ => {}
+            }
+        }
+        let commits = operation.act == Act::Rename && operation.path.ends_with("manifest.json");
+        if commits && renames.fetch_add(1, Ordering::SeqCst) == 0 { failed } else { Ok(()) }
+    }));
+    assert_complete(&host.start(&engine, &host.request("run")).end().await);
     assert_eq!(host.assert_tidy(), 1);
 }
 
