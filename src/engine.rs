@@ -9,6 +9,7 @@
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
 
+mod asks;
 pub mod choose;
 pub mod data_path;
 pub mod definition;
@@ -32,6 +33,14 @@ pub mod space;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use self::{
+    asks::Asks,
+    earlier::{Earlier, is_of},
+    gate::Gates,
+    journal::Journal,
+    lock::{Attempted, GuestLock, try_lock},
+    run::Run,
+};
 pub use self::{
     choose::Refusal,
     data_path::RequestedDataPath,
@@ -43,13 +52,6 @@ pub use self::{
     lock::LockError,
     progress::{CommittedPoint, DiskState, Phase, RunState},
     request::{BackupRequest, DiskSelection, GuestRef, PolicyRef, RepositoryRef, RunControl},
-};
-use self::{
-    earlier::{Earlier, is_of},
-    gate::Gates,
-    journal::Journal,
-    lock::{Attempted, GuestLock, try_lock},
-    run::Run,
 };
 pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
@@ -134,6 +136,7 @@ struct Inner {
     journal: Journal,
     patience: Patience,
     gates: Gates,
+    asks: Asks,
 }
 
 /// The engine. Clones share everything.
@@ -160,8 +163,8 @@ impl Engine {
     /// When the state folder cannot be used.
     pub fn new(settings: Settings) -> Result<Self, EngineError> {
         let journal = Journal::open(&settings.state).map_err(EngineError::Journal)?;
-        let (patience, gates) = (Patience::default(), Gates::default());
-        Ok(Self(Arc::new(Inner { settings, journal, patience, gates })))
+        let (patience, gates, asks) = (Patience::default(), Gates::default(), Asks::default());
+        Ok(Self(Arc::new(Inner { settings, journal, patience, gates, asks })))
     }
 
     /// The same engine with other waiting times.

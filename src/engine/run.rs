@@ -31,6 +31,7 @@ pub(super) use self::{
 };
 use super::{
     EngineError, Inner,
+    asks::Ask,
     error::cancelled,
     journal::{Failure, Record, State},
     lock::GuestLock,
@@ -112,6 +113,8 @@ pub(super) struct Run<'a> {
     fresh: bool,
     /// Since when QEMU does not answer.
     silent_since: Option<Instant>,
+    /// What is asked of the repository now, where that may be left behind.
+    asking: Option<Ask>,
     /// The scratch files that this process has made for the attempt.
     scratches: Vec<OwnedFd>,
     /// What stays of the record in QEMU or in the scratch folder, and why.
@@ -140,6 +143,7 @@ impl<'a> Run<'a> {
             fenced: 0,
             fresh: false,
             silent_since: None,
+            asking: None,
             scratches: Vec::new(),
             stays: None,
         }

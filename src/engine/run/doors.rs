@@ -4,7 +4,8 @@
 //!
 //! A repository may hang for as long as it likes. A run that is to let go leaves the call that hangs behind, whatever it is. A
 //! cancelled run does before its record is written: nothing of it can appear later. From then on it waits, and says so, for
-//! the undoing of files must not be overtaken by what makes them.
+//! the undoing of files must not be overtaken by what makes them. A run that waits to learn whether it was committed makes none:
+//! it is set aside again where its repository hangs.
 
 use std::{sync::Arc, time::Instant};
 
@@ -118,9 +119,9 @@ impl Run<'_> {
         if self.control.detach.is_cancelled() {
             return Err(Halt::Detached);
         }
-        let lock = (remains(name) == Remains::Files).then(|| self.lock.clone());
+        let held = ((remains(name) == Remains::Files).then(|| self.lock.clone()), self.asking.clone());
         let act = move || {
-            let _lock = lock;
+            let _held = held;
             act()
         };
         let begin = Instant::now();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Done, EngineError, Halt, Run};
 use crate::{
     engine::{
-        journal::{Record, State},
+        journal::{Failure, Record, State},
         recover::{Found, Manifest, Qemu},
     },
     ids::NodeRole,
@@ -22,13 +22,39 @@ impl Run<'_> {
     /// What there is beside the journal.
     pub(super) async fn look(&mut self, record: &Record) -> Done<Found> {
         // From `copied` on QEMU is not needed for the commit.
-        let manifest = if record.may_be_committed() { self.manifest(record).await? } else { Manifest::Absent };
+        let manifest = match &record.state {
+            _ if !record.may_be_committed() => Manifest::Absent,
+            State::Failing(_) => self.ask(record).await?,
+            State::Intent | State::Sending { .. } | State::Running { .. } | State::Copied { .. } => {
+                self.manifest(record).await?
+            }
+        };
         let qemu = match record.state {
             State::Copied { .. } | State::Failing(_) => Qemu::Unreachable,
             State::Intent | State::Sending { .. } | State::Running { .. } => self.qemu(record).await?,
         };
         let same_connection = self.sent_on.as_ref().is_some_and(|client| !client.is_closed());
         Ok(Found { manifest, qemu, fenced: self.fenced, same_connection })
+    }
+
+    /// The manifest of an attempt that is undone. Nothing is made meanwhile, so a repository that hangs is left, a while after
+    /// that was said: it holds neither the guest nor a cancel.
+    async fn ask(&mut self, record: &Record) -> Done<Manifest> {
+        let hangs = || {
+            Manifest::Unknown(Failure {
+                reason: "RepositoryNotResponding".to_owned(),
+                message: format!("The file system of repository {} does not answer", record.repository().display()),
+                retriable: true,
+                cancelled: false,
+            })
+        };
+        self.asking = self.engine.asks.begin(&record.request.guest.uuid, record.repository());
+        if self.asking.is_none() {
+            return Ok(hangs());
+        }
+        let answer = tokio::time::timeout(2 * self.engine.patience.repository, self.manifest(record)).await;
+        self.asking = None;
+        answer.unwrap_or_else(|_| Ok(hangs()))
     }
 
     async fn manifest(&mut self, record: &Record) -> Done<Manifest> {

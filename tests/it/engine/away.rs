@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use driftline::{
@@ -17,7 +18,10 @@ use driftline::{
     repo::{Act, QemuImg, Repository, Roots},
 };
 
-use super::host::{Counter, Host, Shape, UUID, Way, assert_complete, assert_failed, files};
+use super::{
+    hangs::Hang,
+    host::{Counter, Host, Shape, UUID, Way, assert_complete, assert_failed, files},
+};
 
 pub fn away(host: &Host) -> std::path::PathBuf {
     host.folder.path().join("away")
@@ -138,6 +142,30 @@ async fn a_run_that_waits_for_its_repository_ends_when_it_is_cancelled_and_stays
     back(&host);
     incremental(&host, "next").await;
     assert_eq!(host.run("run").await, state, "how it ended does not change any more");
+    assert_eq!(host.assert_tidy(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_waits_for_a_repository_which_hangs_holds_neither_the_guest_nor_a_cancel() {
+    let (host, hang) = (Host::new(Pace::AtOnce), Hang::default());
+    undecided(&host, false).await;
+    back(&host);
+    let (engine, _hung) = hang.engine(&host, |_| true);
+    let again = async || backed_up(&host, &engine, &host.request("run")).await;
+    for known in [false, true] {
+        let asked = Instant::now();
+        let state = again().await;
+        assert_failed(&state, "RepositoryUnavailable");
+        assert!(state.message.contains("does not answer"), "{}", state.message);
+        // One question at a time, for each holds a thread.
+        assert_eq!(asked.elapsed() < Duration::from_secs(2), known);
+        assert_complete(&backed_up(&host, &host.engine(), &elsewhere(&host, &format!("other-{known}"))).await);
+    }
+    let going = host.start(&engine, &host.request("run"));
+    going.control.cancel.cancel();
+    assert_eq!(going.end().await.phase, Phase::Cancelled);
+    hang.go_on();
+    incremental(&host, "next").await;
     assert_eq!(host.assert_tidy(), 2);
 }
 
