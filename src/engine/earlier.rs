@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{
     Engine, EngineError,
-    journal::{Failure, Left, Record, State},
+    journal::{Left, Record, State},
     lock::GuestLock,
     progress::RunState,
     request::{BackupRequest, RepositoryRef, RunControl},
@@ -92,7 +92,7 @@ impl Engine {
             match self.settle(monitor, control, lock, record).await? {
                 Driven::Detached => return Ok(Earlier::Left),
                 // It may tell in a moment. What it can never tell must not end the guest's backups.
-                Driven::SetAside(error @ EngineError::CommitUnknown { why: Failure { retriable: true, .. }, .. }) => {
+                Driven::SetAside(error) if matches!(&error, EngineError::CommitUnknown { why, .. } if why.retriable) => {
                     return Err(error);
                 }
                 _ => {}

@@ -272,7 +272,7 @@ pub enum EngineError {
         /// The guest's monitor.
         address: String,
         /// Why it cannot be read.
-        why: Failure,
+        why: Box<Failure>,
     },
     /// An earlier run has to be finished first, in a repository that this host may not touch.
     #[error(

@@ -36,7 +36,7 @@ impl Run<'_> {
             point: record.point.to_string(),
             path: record.repository().clone(),
             address: self.monitor.address().to_string(),
-            why,
+            why: Box::new(why),
         };
         tracing::warn!(run = %record.request.run, "{}", error.failure().message);
         let given_up = self.own && self.control.cancel.is_cancelled();
