@@ -174,7 +174,7 @@ fn the_columns_are_those_that_a_person_looks_for() {
     Guest: Node Power Disks Last-Point Ready Reason (QEMU) (UUID) Age
     BackupRepository: Type Access Points Used Capacity Ready (Reason) (Path) Age
     BackupRun: Guest Type Phase Progress Size Duration Point (Reason) (Node) Age
-    RestorePoint: Guest Type Time Size Chain Available (Reason) Age
+    RestorePoint: Guest Type Time Size Chain Ready (Reason) Age
     RestoreRun: Point Mode Phase Progress (Reason) (Node) Age
     ");
 }
