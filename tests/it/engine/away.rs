@@ -220,10 +220,7 @@ async fn a_copy_that_was_never_committed_is_given_up_when_its_repository_stays_a
 
 /// A run whose engine is gone while it copies.
 pub async fn cut_off(host: &Host) {
-    let going = host.start(&host.engine(), &host.request("run"));
-    going.copying().await;
-    going.control.detach.cancel();
-    going.end().await;
+    host.let_go("run").await;
     host.qemu.set_pace(Pace::AtOnce);
     host.qemu.finish_jobs();
 }

@@ -220,6 +220,14 @@ impl Host {
         going
     }
 
+    /// A run that copies, and whose engine is gone.
+    pub async fn let_go(&self, run: &str) {
+        let going = self.start(&self.engine(), &self.request(run));
+        going.copying().await;
+        going.control.detach.cancel();
+        going.end().await;
+    }
+
     pub async fn run(&self, run: &str) -> RunState {
         self.start(&self.engine(), &self.request(run)).end().await
     }
