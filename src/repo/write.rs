@@ -175,7 +175,9 @@ impl PartialPoint {
         manifest.check().map_err(refused)?;
         self.repository.check_manifest(manifest, &self.guest, &self.point)?;
         if let Some(stored) = self.repository.read_manifest(&self.folder, &self.guest, &self.point)? {
-            return self.committed_before(manifest, stored);
+            // It may have been seen before it reached the disk.
+            self.folder.sync()?;
+            return self.committed(manifest, stored);
         }
         self.check_place(manifest)?;
         self.check_files(manifest)?;
@@ -185,7 +187,7 @@ impl PartialPoint {
         self.folder.publish(layout::MANIFEST_NEW, layout::MANIFEST)?;
         let stored = self.repository.read_manifest(&self.folder, &self.guest, &self.point)?;
         match stored {
-            Some(stored) => self.committed_before(manifest, stored),
+            Some(stored) => self.committed(manifest, stored),
             None => Err(RepoError::NoSuchPoint { guest: self.guest.clone(), point: self.point.clone() }),
         }
     }
@@ -233,12 +235,10 @@ impl PartialPoint {
     }
 
     /// The manifest is there: fine if it is this very one.
-    fn committed_before(&self, manifest: &Manifest, stored: StoredPoint) -> Result<CommittedPoint, RepoError> {
+    fn committed(&self, manifest: &Manifest, stored: StoredPoint) -> Result<CommittedPoint, RepoError> {
         if stored.manifest.identity_digest() != manifest.identity_digest() {
             return Err(RepoError::PointExists { point: self.point.clone() });
         }
-        // It may have been seen before it reached the disk.
-        self.folder.sync()?;
         Ok(CommittedPoint { stored })
     }
 
@@ -271,14 +271,16 @@ impl PartialPoint {
         Ok(())
     }
 
-    /// The parent must be the point that it was, and it and all that it rests on be stored as their manifests say.
+    /// The parent must be the point that it was, and it and all that it rests on be stored as their manifests say. It is brought
+    /// to the disk first: another host may have been cut off between its rename and the sync.
     fn check_parent(&self, parent: &Parent, graph: &Graph, points: &[StoredPoint]) -> Result<(), RepoError> {
         let found = graph.point(&parent.point);
         let same = found.is_some_and(|point| point.identity_digest == parent.identity_digest);
         let chain = graph.chain(&parent.point, &parent.disk).ok().filter(|_| same);
         let gone = || RepoError::NoSuchPoint { guest: self.guest.clone(), point: parent.point.clone() };
         let mut links = chain.ok_or_else(gone)?.into_iter();
-        links.try_for_each(|link| self.repository.check_link(&self.guest, link, points))
+        links.try_for_each(|link| self.repository.check_link(&self.guest, link, points))?;
+        self.repository.durable_point(&self.guest, &parent.point)?.map(drop).ok_or_else(gone)
     }
 
     /// Images and tables must be what the manifest says of them.

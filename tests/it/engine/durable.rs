@@ -18,7 +18,7 @@ use driftline::{
     repo::Act,
 };
 
-use super::host::{Host, Shape, assert_complete, assert_failed};
+use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
 
 /// The syncs of the folder in which a manifest was renamed, from then on.
 #[derive(Clone, Default)]
@@ -131,4 +131,23 @@ async fn a_point_whose_run_nobody_remembers_is_synced_before_the_run_is_complete
     std::fs::remove_dir_all(host.folder.path().join("state")).unwrap();
     assert_complete(&host.start(&syncs.engine(&host, 0), &host.request("run")).end().await);
     assert!(syncs.done() > 0, "told as complete, its rename never brought to the disk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_increment_builds_on_is_brought_to_the_disk_before_the_increment_counts() {
+    let host = Host::begun(Shape::CONTINUED, Pace::AtOnce).await;
+    let guest = host.path().join("guests").join(UUID);
+    let parent = host.repository().points(&UUID.parse().unwrap()).unwrap()[0].manifest.identity.point.to_string();
+    let (synced, in_time) = (AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&in_time);
+    let engine = host.failing(Arc::new(move |operation| {
+        if operation.act == Act::SyncFolder && operation.path == guest.join(&parent) {
+            synced.fetch_add(1, Ordering::SeqCst);
+        } else if operation.act == Act::Rename && operation.path.ends_with("manifest.json") {
+            counted.store(synced.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        Ok(())
+    }));
+    assert_complete(&host.start(&engine, &host.request("run")).end().await);
+    assert!(in_time.load(Ordering::SeqCst) > 0, "its parent may be gone after a power cut, and the bitmap with it");
 }
