@@ -151,6 +151,19 @@ pub enum EngineError {
         /// QEMU's word.
         status: String,
     },
+    /// The guest was stopped for the instant of the copy, and QEMU does not let it go on.
+    #[error(
+        "The guest stands still: run {run} stopped it for an instant, and QEMU refuses to let it go on ({why}). Once that is \
+         mended, `driftline recover --qmp {address}` or the guest's next run lets it go on, and so does `cont` by hand"
+    )]
+    GuestStopped {
+        /// The run.
+        run: String,
+        /// The guest's monitor.
+        address: String,
+        /// What QEMU says.
+        why: String,
+    },
     /// Every attempt was cut off before its instant.
     #[error("{attempts} attempts were cut off before the copy could start")]
     TooManyAttempts {

@@ -223,6 +223,7 @@ impl<'a> Run<'a> {
                 | EngineError::Unanswered { .. }
                 | EngineError::OtherMachine { .. }
                 | EngineError::NotCleared { .. }
+                | EngineError::GuestStopped { .. }
                 | EngineError::Broken { .. } => {
                     return Driven::Broken(error);
                 }

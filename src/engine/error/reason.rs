@@ -30,6 +30,7 @@ impl EngineError {
             Self::CopyIncomplete { .. } => "CopyIncomplete",
             Self::CopyGone { .. } => "CopyGone",
             Self::GuestHarmed { .. } => GUEST_HARMED,
+            Self::GuestStopped { .. } => "GuestStopped",
             Self::MigrationStarted { .. } => "MigrationStarted",
             Self::NotFleeced { why } => why.reason(),
             Self::Scratch { .. } => "ScratchUnusable",
@@ -75,6 +76,7 @@ impl EngineError {
             | Self::CopyIncomplete { .. }
             | Self::CopyGone { .. }
             | Self::GuestHarmed { .. }
+            | Self::GuestStopped { .. }
             | Self::MigrationStarted { .. }
             | Self::Scratch { .. }
             | Self::Overlaid { .. }

@@ -94,7 +94,7 @@ impl Run<'_> {
         if record.late {
             return Ok(());
         }
-        let disks = graph::disks(&graph::look_again(client).await?);
+        let disks = graph::disks(&self.look_again(client).await?);
         let kept = record
             .disks
             .iter()

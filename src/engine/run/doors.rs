@@ -16,10 +16,11 @@ use crate::{
     engine::{
         EngineError,
         gate::Passage,
+        graph::{self, Answers},
         journal::{Journal, JournalError, Record},
         request::BackupRequest,
     },
-    qmp::{Client, Command},
+    qmp::{Client, Command, command::QueryBlock},
     repo::{RepoError, Repository},
 };
 
@@ -187,6 +188,14 @@ impl Run<'_> {
         tracing::trace!(command = C::NAME, took = ?begin.elapsed(), "QEMU was asked");
         self.engine.gates.pass(Passage::Replied(C::NAME)).await;
         Ok(reply?)
+    }
+
+    /// How the disks stand now.
+    pub(super) async fn look_again(&self, client: &Client) -> Done<Answers> {
+        self.engine.gates.pass(Passage::Sending(QueryBlock::NAME)).await;
+        let answers = graph::look_again(client).await;
+        self.engine.gates.pass(Passage::Replied(QueryBlock::NAME)).await;
+        Ok(answers?)
     }
 
     pub(super) async fn client(&self) -> Done<Client> {

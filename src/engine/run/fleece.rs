@@ -1,9 +1,9 @@
 //! The fleece of a run: scratch files, filters above the disks, the instant at which they take effect, and how all of it is
 //! taken away again. The reverse order always; each act is safe to do when it was never done.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{Done, EngineError, Run, overlay};
+use super::{Done, EngineError, Halt, Run, overlay};
 use crate::{
     engine::{
         gate::Passage,
@@ -13,7 +13,7 @@ use crate::{
     },
     ids::NodeRole,
     qmp::{
-        Client, Command,
+        Client, Command, ExecuteError,
         block::{BlockDevice, BlockGraph, BlockNode, RunState, qom_path},
         command::{BlockStream, Cont, QomSet, QueryBlock, QueryBlockGraph, QueryStatus, Stop},
     },
@@ -46,7 +46,7 @@ impl Run<'_> {
             Ok(_) => self.switch_all(&client, record, drives).await,
             Err(halt) => Err(halt),
         };
-        self.let_run(&client).await?;
+        self.let_run(&client, record).await?;
         // At once: a recovery would continue a guest that a person has paused since.
         self.update(record, |record| record.stopping = false).await?;
         switched
@@ -59,19 +59,34 @@ impl Run<'_> {
         }
         // A QEMU that is gone or silent is looked at by whoever comes next.
         let Ok(client) = self.same_qemu(record).await else { return Ok(()) };
-        self.let_run(&client).await?;
+        self.let_run(&client, record).await?;
         // On another monitor a dead client's `stop` may still be done after our first reply (measured).
         tokio::time::sleep(Duration::from_secs(1)).await;
-        self.let_run(&client).await?;
+        self.let_run(&client, record).await?;
         self.update(record, |record| record.stopping = false).await
     }
 
-    async fn let_run(&self, client: &Client) -> Done<()> {
-        let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
-        if status.status == RunState::Paused {
-            self.execute(client, "Continuing the guest", &Cont {}).await?;
+    /// Continues a guest that stands still. Where QEMU refuses, it is asked again for a while: nothing is more urgent.
+    async fn let_run(&mut self, client: &Client, record: &Record) -> Done<()> {
+        let until = Instant::now() + self.engine.patience.undo;
+        loop {
+            let status = self.execute(client, "Asking QEMU for the guest's state", &QueryStatus {}).await?;
+            if status.status != RunState::Paused {
+                return Ok(());
+            }
+            let why = match self.execute(client, "Continuing the guest", &Cont {}).await {
+                Err(Halt::Failed(EngineError::Qemu { source: why @ ExecuteError::Qemu { .. }, .. })) => why.to_string(),
+                done => return done.map(drop),
+            };
+            let (run, address) = (record.request.run_name.clone(), self.monitor.address().to_string());
+            let error = EngineError::GuestStopped { run, address, why };
+            tracing::error!(run = %record.request.run, "{error}");
+            self.say(error.reason(), &error.to_string());
+            if Instant::now() >= until || self.control.detach.is_cancelled() {
+                return Err(error.into());
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        Ok(())
     }
 
     /// Before, or a device would be taken past what somebody has put under it. After, or the snapshot would be of another
@@ -91,7 +106,7 @@ impl Run<'_> {
         record: &Record,
         top: impl Fn(usize, &RecordDisk) -> String,
     ) -> Done<()> {
-        let answers = graph::look_again(client).await?;
+        let answers = self.look_again(client).await?;
         for (index, disk) in record.disks.iter().enumerate() {
             let place = Place { qdev: &disk.qdev, top: &top(index, disk), node: &disk.node };
             if let Some(change) = graph::change(&answers, place) {
@@ -105,7 +120,7 @@ impl Run<'_> {
     /// one instant.
     pub(super) async fn check_layers(&self, client: &Client, record: &Record) -> Done<()> {
         for look in 1.. {
-            let answers = graph::look_again(client).await?;
+            let answers = self.look_again(client).await?;
             let mut ended = false;
             for disk in &record.disks {
                 let place = Place { qdev: &disk.qdev, top: &disk.top, node: &disk.node };

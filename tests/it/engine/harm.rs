@@ -81,3 +81,21 @@ async fn a_guest_that_stands_for_the_instant_goes_on_though_the_engine_is_let_go
     assert_eq!(host.qemu.status(), "running", "the engine has ended, and the guest stands still");
     assert_complete(&host.run("run").await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_qemu_refuses_to_continue_is_told_and_continued_as_soon_as_it_may() {
+    let host = Host::shaped(Shape { way: Way::Fleeced, ..Shape::FIRST }, Pace::AtOnce);
+    let refused = Fault::Refuse { class: "GenericError".into(), description: "Failed to get the lock".into() };
+    host.qemu.fault(When::Every("cont"), refused);
+    let state = host.run("run").await;
+    assert_failed(&state, "GuestStopped");
+    for part in ["stands still", "Failed to get the lock", "`cont` by hand"] {
+        assert!(state.message.contains(part), "{}", state.message);
+    }
+    let asked = || host.qemu.log().iter().filter(|logged| logged.command == "cont").count();
+    assert!((2..=4).contains(&asked()), "it was asked {} times", asked());
+    assert_eq!(host.qemu.status(), "paused");
+    host.qemu.clear_faults();
+    assert_complete(&host.run("the next").await);
+    assert_eq!(host.qemu.status(), "running");
+}
