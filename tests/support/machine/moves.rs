@@ -69,7 +69,11 @@ impl Machine {
             let found = self.execute("query-migrate", json!({}));
             match found["status"].as_str() {
                 Some("completed") => Some(Ok(())),
-                Some("failed" | "cancelled") => Some(Err(found["error-desc"].as_str().unwrap_or_default().to_owned())),
+                Some("failed" | "cancelled") => {
+                    let words = found["error-desc"].as_str().unwrap_or_default();
+                    let there = fs::read_to_string(there.join("stderr")).unwrap_or_default();
+                    Some(Err(format!("{words} here: {} there: {there}", self.complaints())))
+                }
                 _ => None,
             }
         });
