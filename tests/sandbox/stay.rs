@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use crate::{
 };
 
 pub(crate) fn until_stopped(parts: Parts, doorway: Doorway) {
-    let Parts { team, machine: _machine, monitor } = parts;
+    let Parts { team, mut machine, monitor } = parts;
     let (release, namespace) = (team.release, &team.namespace);
     let plane = release.plane();
     let folder = release.nodes.folder();
@@ -59,12 +60,19 @@ pub(crate) fn until_stopped(parts: Parts, doorway: Doorway) {
         "A shell on {NODE}, for what the guides do on a node: {} sh",
         release.nodes.node(NODE).launcher().join(" ")
     );
-    println!("The guest's spare monitor, for you: {}", quoted(&monitor));
+    println!("The guest's spare monitor, for you: {}. A guest that has ended is started again.", quoted(&monitor));
     println!("Logs of the nodes: {}", logs(folder, "*/*.log"));
     let plane_folder = plane.admin_kubeconfig();
     println!("Logs of the control plane: {}", logs(plane_folder.parent().unwrap_or(folder), "*.log"));
     loop {
-        std::thread::park();
+        std::thread::sleep(Duration::from_secs(1));
+        if !machine.is_alive() {
+            println!("The guest has ended: it is started again.");
+            machine.start_again();
+            machine.console().wait_until_up();
+            machine.console().go();
+            println!("It is back.");
+        }
     }
 }
 
