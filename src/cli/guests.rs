@@ -52,8 +52,27 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
             ));
         }
     }
+    tell_doubles(&mut guests);
     output.result(&List { guests: &guests }, || text(&guests))?;
     Ok(Exit::Done)
+}
+
+/// Two files of one machine, or two machines of one UUID: an agent backs up neither.
+fn tell_doubles(guests: &mut [Document]) {
+    let named: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.uuid.clone())).collect();
+    for (at, guest) in guests.iter_mut().enumerate() {
+        let same = |(other, (_, uuid)): &(usize, &(String, Option<GuestId>))| *other != at && *uuid == guest.uuid;
+        let others: Vec<_> = named.iter().enumerate().filter(same).map(|(_, (name, _))| name.as_str()).collect();
+        if guest.uuid.is_some() && guest.problem.is_none() && !others.is_empty() {
+            guest.problem = Some(Problem {
+                reason: "DuplicateUUID".to_owned(),
+                message: format!(
+                    "Other guests have the same UUID ({}): keep one file for each machine, and start QEMU with a -uuid of its own",
+                    others.join(", ")
+                ),
+            });
+        }
+    }
 }
 
 /// What the host's own files say of the machine at a socket.

@@ -170,6 +170,23 @@ fn one_wrong_file_hides_no_other_machine() {
     let guests = host.json(&["guests"]);
     assert_eq!(guests["guests"][0]["problem"]["reason"], "HostFileInvalid", "{guests}");
     assert_eq!(guests["guests"][1]["disks"][0]["name"], "disk0", "{guests}");
+    assert_eq!(guests["guests"][1]["problem"], Value::Null, "{guests}");
+}
+
+#[test]
+fn two_files_of_one_machine_are_both_told() {
+    let host = Host::new();
+    let machine = Plan::new().disk(Disk::raw("disk0", MIB)).paused().start();
+    for name in ["db-1", "db-2"] {
+        let file = format!("name = {name:?}\nnamespace = \"team-a\"\nqmp = {:?}\n", machine.qmp());
+        std::fs::write(host.path("guests.d").join(format!("{name}.toml")), file).unwrap();
+    }
+    let guests = host.json(&["guests"]);
+    for (at, other) in [(0, "db-2"), (1, "db-1")] {
+        let problem = &guests["guests"][at]["problem"];
+        assert_eq!(problem["reason"], "DuplicateUUID", "{guests}");
+        assert!(problem["message"].as_str().unwrap().contains(other), "{guests}");
+    }
 }
 
 #[test]
