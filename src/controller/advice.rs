@@ -1,6 +1,20 @@
 //! What a person in a cluster does about an agent's reason (pure). The agent and the engine say what is wrong on their
 //! host in words that hold for the command too; what to write into which object is said here.
 
+use super::guest::plan::Node;
+
+/// What to do where an agent does not answer.
+pub const SEE_ITS_POD: &str =
+    "see whether its pod runs; the pod's log says why it does not, such as a mistake in the node's host.toml";
+
+/// What is wrong with a node whose agent does not answer, and what to do.
+pub fn silent(node: &str, there: Node) -> String {
+    match there {
+        Node::Gone => format!("The cluster has no node {node}: name one of `kubectl get nodes` in a new object."),
+        Node::There | Node::Unknown => format!("The agent of node {node} does not answer: {SEE_ITS_POD}."),
+    }
+}
+
 /// The agent's sentence with the way out behind it, where there is one that the sentence does not tell.
 pub fn with_way_out(reason: &str, message: &str) -> String {
     match way_out(reason) {
@@ -11,7 +25,10 @@ pub fn with_way_out(reason: &str, message: &str) -> String {
 
 fn way_out(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        "TargetExists" => "Name another path in a new RestoreRun, or give it overwritePolicy Always",
+        "TargetExists" => {
+            "Name another path in a new RestoreRun, or give it overwritePolicy Always, or IfSameGuest, which \
+                           replaces only what a restore of this guest has made"
+        }
         "OutsideRoots" => {
             "Name a path beneath the roots of the node's host.toml: repositoryRoots for a repository, the namespace's \
              restoreRoots for a restore; or have whoever runs the node add one"

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures::{StreamExt, future};
 use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{context::Context, error::Error, point, write};
+use super::{context::Context, error::Error, guest::plan::Node, point, write};
 use crate::{
     api::{BackupRepository, duration, repository::AccessMode, words::Reason},
     ids::RepositoryId,
@@ -51,6 +51,7 @@ fn observe(context: &Context, repository: &BackupRepository) -> World {
         id: status.repository_id,
         initialised: status.initialised,
         only_node: spec.filesystem.node_name.clone(),
+        node: Node::default(),
         sessions,
         view: context.views().get(&uid).cloned(),
         generation: repository.metadata.generation.unwrap_or(0),
@@ -78,6 +79,9 @@ pub async fn reconcile(context: Arc<Context>, repository: Arc<BackupRepository>)
     let uid = repository.metadata.uid.clone().unwrap_or_default();
     let mut repository = repository.as_ref().clone();
     let mut world = observe(&context, &repository);
+    if let Some(only) = world.only_node.as_deref().filter(|_| world.sessions.is_empty()) {
+        world.node = context.nodes.look_up(&context, only).await;
+    }
     for _ in 0..STEPS {
         let next = plan::plan(&world, context.now());
         tracing::debug!(repository = write::full_name(&repository.metadata), ?next, "BackupRepository");

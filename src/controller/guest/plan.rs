@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::{
     api::{condition::Stage, words::Reason},
+    controller::advice::SEE_ITS_POD,
     rpc::v1,
 };
 
@@ -186,7 +187,7 @@ pub fn words(plan: &Plan) -> (Stage, String, String) {
         Plan::AgentUnavailable(trouble) => {
             let why = if trouble.is_empty() { String::new() } else { format!(" ({trouble})") };
             let message = format!(
-                "The agent of the guest's node does not answer{why}: see whether its pod runs, and whether its certificate names the node. What is shown is what it said last."
+                "The agent of the guest's node does not answer{why}: {SEE_ITS_POD}. See also whether its certificate names the node. What is shown is what it said last."
             );
             (Stage::Unknown, Reason::AgentUnavailable, message)
         }

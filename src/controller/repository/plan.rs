@@ -10,7 +10,11 @@ use serde::Serialize;
 
 use crate::{
     api::words::Reason,
-    controller::{advice::with_way_out, since},
+    controller::{
+        advice::{SEE_ITS_POD, silent, with_way_out},
+        guest::plan::Node,
+        since,
+    },
     ids::RepositoryId,
     rpc::v1,
 };
@@ -83,6 +87,8 @@ pub struct World {
     pub owner: Option<String>,
     /// The one node that has it.
     pub only_node: Option<String>,
+    /// Whether that one is in the cluster. Only looked up where it has no agent.
+    pub node: Node,
     /// Agents that are there and should see it, with their sessions.
     pub sessions: BTreeMap<String, String>,
     /// Agents that should see it and do not answer.
@@ -143,11 +149,10 @@ pub fn plan(world: &World, now: Timestamp) -> Plan {
         return Plan::Refuse(Reason::UsedByAnotherObject, message);
     }
     let Some(first) = world.sessions.keys().next() else {
-        let who = world
-            .only_node
-            .as_deref()
-            .map_or_else(|| "No agent answers".to_owned(), |n| format!("The agent of node {n} does not answer"));
-        return Plan::NoAgent(format!("{who}: see whether the agents' pods run."));
+        return Plan::NoAgent(match &world.only_node {
+            Some(node) => silent(node, world.node),
+            None => format!("No agent answers: {SEE_ITS_POD}."),
+        });
     };
     // Answers of agents that were restarted meanwhile, of others, or about an earlier spec say nothing.
     let fresh = world

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use super::{plan::*, report::report};
 use crate::{
     api::{condition, words::Reason},
+    controller::guest::plan::Node,
     rpc::v1,
 };
 
@@ -137,7 +138,16 @@ fn some_agents_without_it_leave_it_ready_and_are_named() {
 #[test]
 fn without_agents_nothing_is_known() {
     let plan = plan(&World { only_node: Some("n9".to_owned()), ..world(&[]) }, now());
-    assert!(matches!(plan, Plan::NoAgent(message) if message.contains("n9")));
+    assert!(
+        matches!(plan, Plan::NoAgent(message) if message.contains("agent of node n9") && message.contains("host.toml"))
+    );
+}
+
+#[test]
+fn a_node_that_is_not_in_the_cluster_is_told_as_such() {
+    let gone = World { only_node: Some("n9".to_owned()), node: Node::Gone, ..world(&[]) };
+    let Plan::NoAgent(message) = plan(&gone, now()) else { panic!("{:?}", plan(&gone, now())) };
+    assert_eq!(message, "The cluster has no node n9: name one of `kubectl get nodes` in a new object.");
 }
 
 #[test]
