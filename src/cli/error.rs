@@ -266,7 +266,10 @@ fn way_out(reason: &str) -> Option<&'static str> {
         "RestoreInvalid" => {
             "name each disk once, with a file of its own for it: --to disk0=/var/lib/machines/disk0.qcow2"
         }
-        "TargetExists" => "name another file, or give --overwrite Always",
+        "TargetExists" => {
+            "name another file, or give --overwrite Always, or IfSameGuest, which replaces only what a restore of this guest \
+             has made"
+        }
         "GuestNotFound" => "`driftline points --repository DIR` lists what there is",
         "GuestAmbiguous" => "give one guest's name or UUID with --guest, its UUID where several have that name",
         "PointNotFound" => "`driftline points --repository DIR` lists what there is",
