@@ -217,7 +217,8 @@ impl<'a> Run<'a> {
                 },
                 Err(Halt::Failed(error)) => error,
             };
-            tracing::warn!(run = %record.request.run, error = %error.failure().message, "a step of the run failed");
+            // A person is told by the state; the log says which step it was.
+            tracing::info!(run = %record.request.run, error = %error.failure().message, "a step of the run failed");
             match error {
                 EngineError::Journal(_)
                 | EngineError::Unanswered { .. }

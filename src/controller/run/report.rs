@@ -208,14 +208,11 @@ fn phase(world: &World) -> (&'static str, String) {
         .map(|at| format!(" Its agent has not answered since {at}; the copy goes on in QEMU."))
         .unwrap_or_default();
     let (phase, message) = match &started.on_agent {
-        OnAgent::Silent | OnAgent::Unknown => {
-            ("Starting", format!("The agent of node {} holds the run.", started.node))
-        }
+        OnAgent::Silent | OnAgent::Unknown => starting(started),
         OnAgent::State(state) => match state.phase() {
-            v1::RunPhase::Unspecified | v1::RunPhase::Waiting => {
-                let why = if state.message.is_empty() { "Waiting for the guest's lock." } else { &state.message };
-                ("Queued", why.to_owned())
-            }
+            // It has not come to a lock yet, let alone waited for one.
+            v1::RunPhase::Unspecified | v1::RunPhase::Waiting if state.message.is_empty() => starting(started),
+            v1::RunPhase::Unspecified | v1::RunPhase::Waiting => ("Queued", state.message.clone()),
             v1::RunPhase::Preparing => ("Preparing", "The targets are being made.".to_owned()),
             v1::RunPhase::Copying => ("Copying", "The checkpoint stands; the disks are being copied.".to_owned()),
             v1::RunPhase::Finishing | v1::RunPhase::Complete | v1::RunPhase::Failed | v1::RunPhase::Cancelled => {
@@ -224,6 +221,10 @@ fn phase(world: &World) -> (&'static str, String) {
         },
     };
     (phase, format!("{message}{lost}"))
+}
+
+fn starting(started: &Started) -> (&'static str, String) {
+    ("Starting", format!("The agent of node {} holds the run.", started.node))
 }
 
 fn progress(status: &mut BackupRunStatus, state: &v1::RunState, facts: &Facts, now: Timestamp) {
