@@ -45,7 +45,7 @@ pub use self::{
     choose::Refusal,
     data_path::RequestedDataPath,
     earlier::Recovered,
-    error::EngineError,
+    error::{EngineError, NOTHING_LEFT},
     fleecing::RequestedFleecing,
     graph::{DiskFacts, GuestFacts, PowerState, inspect},
     journal::JournalError,
@@ -190,12 +190,13 @@ impl Engine {
         control.state.send_replace(state.clone());
         let lock = match self.lock(request, control, &mut state).await {
             Ok(lock) => lock,
-            Err(failure) => {
-                if let Some(failure) = failure {
+            Err(None) => return state,
+            Err(Some(failure)) => {
+                // Whoever has the lock may have finished it.
+                return self.told(control, || {
                     state.fail(&failure, self.now());
-                    control.state.send_replace(state.clone());
-                }
-                return state;
+                    state
+                });
             }
         };
         let own = |state| Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, true);
@@ -211,7 +212,7 @@ impl Engine {
             }
             record = match self.finish_earlier(monitor, control, &lock, request, record).await {
                 Ok(Earlier::Finished(own)) => own.map(|record| *record),
-                Ok(Earlier::Left) => return self.left(state, control),
+                Ok(Earlier::Left) => return self.left(monitor, request, state, control),
                 Err(error) => return failed(state, error, self.now()),
             };
             (state.reason, state.message) = (String::new(), String::new());
@@ -223,15 +224,6 @@ impl Engine {
             return ended;
         }
         own(state).finish(request, record).await
-    }
-
-    /// A run that was let go, or cancelled, before it began.
-    fn left(&self, mut state: RunState, control: &RunControl) -> RunState {
-        if control.cancel.is_cancelled() && !control.detach.is_cancelled() {
-            state.fail(&error::cancelled(), self.now());
-            control.state.send_replace(state.clone());
-        }
-        state
     }
 
     /// Gives up the descriptors that QEMU has kept of earlier runs of a guest. Returns how many it still keeps.

@@ -6,8 +6,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use serde::Serialize;
 
 use super::{
-    Engine, EngineError,
-    journal::{Left, Record, State},
+    Engine, EngineError, error,
+    journal::{Failure, Left, Record, State},
     lock::GuestLock,
     progress::RunState,
     request::{BackupRequest, RepositoryRef, RunControl},
@@ -101,6 +101,48 @@ impl Engine {
         Ok(Earlier::Finished(None))
     }
 
+    /// A run that was let go, or cancelled, while an earlier one was to be finished. Where it waits for its repository itself, what
+    /// is found there later changes no word of it.
+    pub(super) fn left(
+        &self,
+        monitor: &Monitor,
+        request: &BackupRequest,
+        mut state: RunState,
+        control: &RunControl,
+    ) -> RunState {
+        if !control.cancel.is_cancelled() || control.detach.is_cancelled() {
+            return state;
+        }
+        let (journal, now) = (&self.0.journal, self.now());
+        let given_up = journal.aside(&request.guest.uuid).and_then(|aside| {
+            let Some(record) = aside.unknown.into_iter().find(|record| is_of(record, request)) else { return Ok(None) };
+            let why = Failure { message: "nobody has asked it since".to_owned(), ..error::cancelled() };
+            let error = EngineError::commit_unknown(&record, monitor, why);
+            state.fail(&error::given_up(&error), now);
+            journal.finish(&state, now)?;
+            journal.tell_aside(&record)?;
+            Ok(Some(state.clone()))
+        });
+        match given_up {
+            Ok(Some(state)) => {
+                control.state.send_replace(state.clone());
+                state
+            }
+            Ok(None) => self.told(control, || {
+                state.fail(&error::cancelled(), now);
+                state
+            }),
+            Err(error) => super::failed(state, EngineError::Journal(error), now),
+        }
+    }
+
+    /// How the run has ended, where another one or a recovery has finished it meanwhile; otherwise `end`.
+    pub(super) fn told(&self, control: &RunControl, end: impl FnOnce() -> RunState) -> RunState {
+        let ended = self.finished(&control.state.borrow().run).unwrap_or_else(end);
+        control.state.send_replace(ended.clone());
+        ended
+    }
+
     /// Whether what was set aside can be settled at `named`. The repository may have another path by now; but what has its id
     /// elsewhere may be a copy of it as well, which does not know what was committed since it was made: that tells of a point
     /// only where it has something of it.
@@ -146,20 +188,24 @@ impl Engine {
         let mut state = RunState::waiting(&record.request, record.started);
         state.follow_record(&record);
         let mut run = Run::new(Arc::clone(&self.0), monitor, control, lock.clone(), state, false);
-        let within = match run.reach(&record.request.repository).await {
-            Ok(within) => within,
+        let undone = matches!(record.state, State::Failing(_));
+        let asks_only = undone && record.may_be_committed();
+        let reached =
+            if asks_only { run.reach_soon(&record.request).await } else { run.reach(&record.request).await.map(Some) };
+        let driven = match reached {
+            // What is undone already loses nothing by it.
+            Ok(Some(within)) if within || undone => run.drive(&mut record).await,
+            Ok(Some(_)) => {
+                return Err(EngineError::EarlierOutsideRoots {
+                    run: record.request.run_name,
+                    path: record.request.repository.path,
+                    address: monitor.address().to_string(),
+                });
+            }
+            Ok(None) => run.set_aside(&record).await,
             Err(run::Halt::Failed(error)) => return Err(error),
             Err(run::Halt::Detached | run::Halt::Cancelled) => return Ok(Driven::Detached),
         };
-        // What is undone already loses nothing by it.
-        if !within && !matches!(record.state, State::Failing(_)) {
-            return Err(EngineError::EarlierOutsideRoots {
-                run: record.request.run_name,
-                path: record.request.repository.path,
-                address: monitor.address().to_string(),
-            });
-        }
-        let driven = run.drive(&mut record).await;
         run.release().await;
         let stays = run.stays.take();
         match driven {
@@ -257,8 +303,9 @@ impl Engine {
             }
             let (control, state) = (RunControl::new(request, self.now()), RunState::waiting(request, self.now()));
             let mut run = Run::new(Arc::clone(&self.0), monitor, &control, lock.clone(), state, false);
-            let discarded = match run.reach(&request.repository).await {
-                Ok(_) => run.discard_left(request).await,
+            let discarded = match run.reach_soon(request).await {
+                Ok(Some(_)) => run.discard_left(request).await,
+                Ok(None) => Ok(()),
                 Err(halt) => Err(halt),
             };
             run.release().await;
@@ -280,8 +327,9 @@ impl Engine {
     /// When the journal's folder cannot be read. A record that cannot be read is logged and left out.
     pub fn unfinished(&self) -> Result<Vec<BackupRequest>, EngineError> {
         let mut records = self.0.journal.all().map_err(EngineError::Journal)?;
-        records.extend(self.0.journal.all_unknown().map_err(EngineError::Journal)?.into_iter().filter(|one| !one.told));
-        Ok(records.into_iter().map(|record| record.request).collect())
+        records.extend(self.0.journal.all_unknown().map_err(EngineError::Journal)?);
+        // What was told as ended is finished by the guest's next run, or a recovery.
+        Ok(records.into_iter().filter(|record| !record.told).map(|record| record.request).collect())
     }
 
     /// How a run ended; none when it has not, or longer than 7 days ago.

@@ -5,15 +5,16 @@ mod words;
 
 use std::{io, path::PathBuf};
 
-pub(super) use self::words::{GUEST_HARMED, TARGET_STUCK, cancelled};
+pub use self::words::NOTHING_LEFT;
+pub(super) use self::words::{GUEST_HARMED, TARGET_STUCK, cancelled, given_up};
 
 use super::{
     choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, graph::Change, journal::Failure, journal::JournalError,
-    lock::LockError,
+    journal::Record, lock::LockError,
 };
 use crate::{
     ids::{DiskName, GuestId},
-    qmp::{ConnectError, ExecuteError},
+    qmp::{ConnectError, ExecuteError, Monitor},
     repo::RepoError,
     retry::Retry,
     sentence::{bytes, sentence},
@@ -341,6 +342,17 @@ impl EngineError {
                 ExecuteError::Disconnected { .. } | ExecuteError::TimedOut { .. } | ExecuteError::Malformed { .. }
             ),
             _ => false,
+        }
+    }
+
+    /// That nobody knows whether a record's attempt was committed.
+    pub(super) fn commit_unknown(record: &Record, monitor: &Monitor, why: Failure) -> Self {
+        Self::CommitUnknown {
+            run: record.request.run_name.clone(),
+            point: record.point.to_string(),
+            path: record.repository().clone(),
+            address: monitor.address().to_string(),
+            why: Box::new(why),
         }
     }
 

@@ -87,6 +87,18 @@ impl Journal {
         self.remove(&guest)
     }
 
+    /// Keeps of a record that was set aside that its run was told as ended.
+    ///
+    /// # Errors
+    /// When the journal cannot be read or written.
+    pub fn tell_aside(&self, record: &Record) -> Result<(), JournalError> {
+        let guest = &record.request.guest.uuid;
+        let mut aside = self.aside(guest)?;
+        let of_it = |other: &&mut Record| other.attempt == record.attempt;
+        aside.unknown.iter_mut().filter(of_it).for_each(|record| record.told = true);
+        self.set_all_aside(guest, &aside)
+    }
+
     /// Makes what was set aside the guest's record again, of which there is none now: a late one.
     ///
     /// # Errors

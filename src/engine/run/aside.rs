@@ -10,13 +10,23 @@ use super::{
 use crate::{
     engine::{
         Inner,
-        error::cancelled,
+        error::given_up,
         journal::{Failure, Left, Record},
         progress::Phase,
-        request::{BackupRequest, RepositoryRef},
+        request::BackupRequest,
     },
     ids::PointId,
 };
+
+/// Why nobody knows what a repository holds that hangs.
+pub(super) fn hangs(request: &BackupRequest) -> Failure {
+    Failure {
+        reason: "RepositoryNotResponding".to_owned(),
+        message: format!("The file system of repository {} does not answer", request.repository.path.display()),
+        retriable: true,
+        cancelled: false,
+    }
+}
 
 impl Run<'_> {
     /// Nobody knows whether the attempt was committed. Nothing of it stays in QEMU but its bitmaps, which the next backup
@@ -31,24 +41,17 @@ impl Run<'_> {
             tracing::warn!(error = %error.failure().message, "staged images of an attempt that has failed stay");
         }
         self.empty_scratches();
-        let error = EngineError::CommitUnknown {
-            run: record.request.run_name.clone(),
-            point: record.point.to_string(),
-            path: record.repository().clone(),
-            address: self.monitor.address().to_string(),
-            why: Box::new(why),
-        };
+        let error = EngineError::commit_unknown(record, self.monitor, why);
         tracing::warn!(run = %record.request.run, "{}", error.failure().message);
-        let given_up = self.own && self.control.cancel.is_cancelled();
-        let aside = Record { told: record.told || given_up, ..record.clone() };
-        if !given_up {
+        let cancelled = self.own && self.control.cancel.is_cancelled();
+        let aside = Record { told: record.told || cancelled, ..record.clone() };
+        if !cancelled {
             self.journal(move |journal| journal.set_aside(aside)).await?;
             self.phase(Phase::Finishing);
             return Ok(Driven::SetAside(error));
         }
-        let message = format!("The run was cancelled. {}", error.failure().message);
         let now = self.now();
-        self.state.fail(&Failure { message, ..cancelled() }, now);
+        self.state.fail(&given_up(&error), now);
         let ended = self.state.clone();
         self.journal(move |journal| {
             journal.finish(&ended, now)?;
@@ -57,6 +60,15 @@ impl Run<'_> {
         .await?;
         self.publish();
         Ok(Driven::Failed)
+    }
+
+    /// The same where the repository hangs.
+    pub(in crate::engine) async fn set_aside(&mut self, record: &Record) -> Driven {
+        match self.await_repository(record, hangs(&record.request)).await {
+            Ok(driven) => driven,
+            Err(Halt::Failed(error)) => Driven::Broken(error),
+            Err(Halt::Detached | Halt::Cancelled) => Driven::Detached,
+        }
     }
 
     /// Removes the attempt's files in the repository; where that cannot be now, they are written down, and why is said.
@@ -75,8 +87,8 @@ impl Run<'_> {
 
     /// Lets the run reach the repository of an earlier one: where no configuration bounds a person's words, the journal holds
     /// one of them. Whether this host may touch it.
-    pub(in crate::engine) async fn reach(&mut self, repository: &RepositoryRef) -> Done<bool> {
-        let (roots, path) = (self.engine.settings.roots.clone(), repository.path.clone());
+    pub(in crate::engine) async fn reach(&mut self, request: &BackupRequest) -> Done<bool> {
+        let (roots, path) = (self.engine.settings.roots.clone(), request.repository.path.clone());
         let look = move || {
             let roots = roots.and(&path);
             let within = !matches!(roots.open(&path), Err(error) if error.reason() == "OutsideRoots");
@@ -87,6 +99,17 @@ impl Run<'_> {
         inner.settings.roots = roots;
         self.engine = Arc::new(inner);
         Ok(within)
+    }
+
+    /// The same; none where the repository hangs, which is left a while after that was said.
+    pub(in crate::engine) async fn reach_soon(&mut self, request: &BackupRequest) -> Done<Option<bool>> {
+        self.asking = self.engine.asks.begin(&request.guest.uuid, &request.repository.path);
+        if self.asking.is_none() {
+            return Ok(None);
+        }
+        let reached = tokio::time::timeout(2 * self.engine.patience.repository, self.reach(request)).await;
+        self.asking = None;
+        reached.map_or(Ok(None), |reached| reached.map(Some))
     }
 
     /// Whether the repository of `request` has a point, or its folder without a manifest.

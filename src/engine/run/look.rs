@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Done, EngineError, Halt, Run};
+use super::{Done, EngineError, Halt, Run, aside::hangs};
 use crate::{
     engine::{
-        journal::{Failure, Record, State},
+        journal::{Record, State},
         recover::{Found, Manifest, Qemu},
     },
     ids::NodeRole,
@@ -40,14 +40,7 @@ impl Run<'_> {
     /// The manifest of an attempt that is undone. Nothing is made meanwhile, so a repository that hangs is left, a while after
     /// that was said: it holds neither the guest nor a cancel.
     async fn ask(&mut self, record: &Record) -> Done<Manifest> {
-        let hangs = || {
-            Manifest::Unknown(Failure {
-                reason: "RepositoryNotResponding".to_owned(),
-                message: format!("The file system of repository {} does not answer", record.repository().display()),
-                retriable: true,
-                cancelled: false,
-            })
-        };
+        let hangs = || Manifest::Unknown(hangs(&record.request));
         self.asking = self.engine.asks.begin(&record.request.guest.uuid, record.repository());
         if self.asking.is_none() {
             return Ok(hangs());

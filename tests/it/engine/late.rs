@@ -5,6 +5,8 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
+    time::Duration,
 };
 
 use driftline::{
@@ -13,7 +15,7 @@ use driftline::{
 };
 
 use super::{
-    away::{away, back, backed_up, cut_off, incremental, undecided},
+    away::{away, back, backed_up, cut_off, elsewhere, incremental, undecided},
     host::{Host, UUID, assert_complete, assert_failed},
 };
 
@@ -105,6 +107,13 @@ async fn what_is_settled_late_costs_no_newer_checkpoint() {
     host.assert_clean(host.bitmaps() + 1);
 }
 
+/// A run that waits for its repository and is cancelled now.
+async fn given_up(host: &Host) {
+    let again = host.start(&host.engine(), &host.request("run"));
+    again.control.cancel.cancel();
+    assert_eq!(again.end().await.phase, Phase::Cancelled);
+}
+
 /// An engine that is gone right after it has taken back what was set aside.
 async fn gone_when_taken_back(host: &Host, run: &str) {
     host.stopped(run, |passage| matches!(passage, Passage::RepositoryBefore(_))).await.abort().await;
@@ -130,9 +139,7 @@ async fn a_recovery_calls_no_run_undone_that_waits_for_its_repository() {
 async fn a_recovery_says_what_became_of_a_run_that_was_told_as_cancelled() {
     let host = Host::new(Pace::AtOnce);
     undecided(&host, false).await;
-    let again = host.start(&host.engine(), &host.request("run"));
-    again.control.cancel.cancel();
-    assert_eq!(again.end().await.phase, Phase::Cancelled);
+    given_up(&host).await;
     back(&host);
     gone_when_taken_back(&host, "next").await;
     let recovered = recover(&host, &host.named()).await;
@@ -169,5 +176,62 @@ async fn partial_files_are_not_forgotten_because_a_copy_of_their_repository_has_
     assert_complete(&backed_up(&host, &host.engine(), &request).await);
     back(&host);
     assert_complete(&host.run("next").await);
+    assert_eq!(host.assert_tidy(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_cancelled_while_another_one_is_finished_keeps_that_word() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    host.qemu.set_pace(Pace::Manual);
+    let other = host.start(&host.engine(), &elsewhere(&host, "other"));
+    other.copying().await;
+    other.control.detach.cancel();
+    other.end().await;
+    let going = host.start(&host.engine(), &host.request("run"));
+    going.reach(|state| state.reason == "FinishingEarlierRun").await;
+    going.control.cancel.cancel();
+    let state = going.end().await;
+    assert_eq!(state.phase, Phase::Cancelled, "{state:?}");
+    assert!(state.message.contains("is not known until repository"), "{}", state.message);
+    assert!(!host.engine().holds(&host.request("run")));
+    back(&host);
+    host.qemu.finish_jobs();
+    host.qemu.set_pace(Pace::AtOnce);
+    assert_complete(&host.run("next").await);
+    assert_complete(&host.engine().finished("other").unwrap());
+    assert_eq!(host.engine().finished("run"), Some(state), "what is found later changes no word");
+    assert_eq!(host.assert_tidy(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_was_told_as_cancelled_is_begun_by_no_agent_again() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    given_up(&host).await;
+    back(&host);
+    gone_when_taken_back(&host, "next").await;
+    assert_eq!(host.engine().unfinished().unwrap(), vec![]);
+    assert_complete(&host.run("next").await);
+    assert_eq!(host.engine().finished("run").unwrap().phase, Phase::Cancelled);
+    assert_eq!(host.assert_tidy(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_hangs_when_it_is_looked_for_holds_up_neither_recovery_nor_run() {
+    let host = Host::new(Pace::AtOnce);
+    undecided(&host, false).await;
+    let elsewhere = elsewhere(&host, "unused").repository;
+    let engine = host.gated(Arc::new(|passage| passage != Passage::RepositoryBefore("open")));
+    let recovery = async {
+        let monitor = host.monitor();
+        engine.recover(&monitor, &UUID.parse().unwrap(), &elsewhere, false).await.unwrap()
+    };
+    let recovered = tokio::time::timeout(Duration::from_secs(20), recovery).await.expect("it hangs");
+    assert!(recovered.notes[0].contains("does not answer"), "{:?}", recovered.notes);
+    assert_failed(&backed_up(&host, &engine, &host.request("next")).await, "RepositoryUnavailable");
+    host.assert_clean(2);
+    back(&host);
+    assert_complete(&host.run("run").await);
     assert_eq!(host.assert_tidy(), 1);
 }
