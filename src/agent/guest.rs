@@ -158,7 +158,11 @@ impl Guests {
                 guests: self.clone(),
                 end: task.end.clone(),
             };
-            tokio::spawn(watcher.run(task.look.clone()));
+            let (look, guests) = (task.look.clone(), self.clone());
+            tokio::spawn(async move {
+                watcher.run(look).await;
+                guests.let_go();
+            });
             board.tasks.insert(key.clone(), task);
         }
         let gone: Vec<GuestKey> = board.seen.keys().filter(|key| !found.guests.contains_key(*key)).cloned().collect();
@@ -166,13 +170,17 @@ impl Guests {
             board.seen.remove(&key);
             self.0.metrics.guest_connected.remove(&labels(&key));
         }
-        // A socket that only this map holds has neither a file nor a run any more.
-        board.sockets.retain(|_, socket| Arc::strong_count(socket) > 1);
         let scanned = found.scanned;
         board.found = found;
         drop(board);
         self.publish();
         self.0.scanned.send_replace(scanned);
+    }
+
+    /// Gives up the sockets that have neither a file nor a run any more: QEMU serves one client at a time, and a person may
+    /// want to be that.
+    pub fn let_go(&self) {
+        self.board().sockets.retain(|_, socket| Arc::strong_count(socket) > 1);
     }
 
     fn socket_at(&self, path: &Path) -> Arc<Socket> {

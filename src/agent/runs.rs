@@ -32,6 +32,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
+/// How often a run that waits looks whether somebody else has ended it.
+const LOOK: Duration = Duration::from_secs(10);
+
 /// The runs of an agent.
 #[derive(Clone)]
 pub struct Runs(Arc<Shared>);
@@ -141,6 +144,7 @@ impl Runs {
         }
         self.ended(&request, &span);
         self.0.guests.look(&key);
+        self.0.guests.let_go();
     }
 
     /// Works on a run until it has ended or is left. Some: it cannot go on now, with the reason, and has not ended, because
@@ -189,11 +193,9 @@ impl Runs {
         control: &RunControl,
     ) -> Option<(Arc<Socket>, OwnedMutexGuard<()>)> {
         self.0.metrics.runs_queued.inc();
-        // What the journal holds is cancelled by the engine: there is something to be undone.
-        let held = self.holds(request).await;
-        let turn = match self.unless_ended(control, held, self.socket(key, control)).await {
+        let turn = match self.unless_ended(request, control, self.socket(key, control)).await {
             Some(socket) => {
-                let turn = self.unless_ended(control, held, turn(key, &socket, control)).await;
+                let turn = self.unless_ended(request, control, turn(key, &socket, control)).await;
                 turn.map(|turn| (socket, turn))
             }
             None => None,
@@ -202,17 +204,45 @@ impl Runs {
         turn
     }
 
-    /// What is waited for, or none when the run is left, or cancelled before it began.
-    async fn unless_ended<T>(&self, control: &RunControl, held: bool, what: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            // What need not be waited for is there, cancelled or not.
-            biased;
-            found = what => Some(found),
-            () = control.detach.cancelled() => None,
-            () = control.cancel.cancelled(), if !held => {
-                self.end(&control.state, Phase::Cancelled, "Cancelled", "Cancelled before it began".to_owned(), false);
-                None
+    /// What is waited for, or none when the run is left or has ended.
+    async fn unless_ended<T>(
+        &self,
+        request: &BackupRequest,
+        control: &RunControl,
+        what: impl Future<Output = T>,
+    ) -> Option<T> {
+        let mut what = std::pin::pin!(what);
+        loop {
+            let cancelled = control.cancel.is_cancelled();
+            tokio::select! {
+                // What need not be waited for is there, cancelled or not.
+                biased;
+                found = &mut what => return Some(found),
+                () = control.detach.cancelled() => return None,
+                () = control.cancel.cancelled(), if !cancelled => {}
+                () = tokio::time::sleep(LOOK) => {}
             }
+            if self.is_over(request, control).await {
+                return None;
+            }
+        }
+    }
+
+    /// Whether a run that waits has ended: what the journal held may be finished by the guest's next run or by a recovery, and
+    /// what it does not hold is cancelled without further ado.
+    async fn is_over(&self, request: &BackupRequest, control: &RunControl) -> bool {
+        let (engine, asked) = (self.0.engine.clone(), request.clone());
+        let look = move || (!engine.holds(&asked)).then(|| engine.finished(&asked.run));
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Some(Some(ended))) => {
+                control.state.send_replace(ended);
+                true
+            }
+            Ok(Some(None)) if control.cancel.is_cancelled() => {
+                self.end(&control.state, Phase::Cancelled, "Cancelled", "Cancelled before it began".to_owned(), false);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -225,6 +255,7 @@ impl Runs {
             }
             let message = format!("No file of this node names guest {key} any more. The run goes on when one does");
             wait(&control.state, "GuestNotFound", message);
+            self.0.guests.let_go();
             // The sender lives as long as the guests do, which we hold.
             let _ = listing.changed().await;
         }

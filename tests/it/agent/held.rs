@@ -181,6 +181,61 @@ async fn a_run_that_the_journal_holds_is_not_cancelled_before_its_guest_is_named
     assert!(lab.qemu.jobs().is_empty() && lab.qemu.bitmaps("disk0").is_empty(), "it was undone");
 }
 
+/// A recovery by a person, once the agent has given up the monitor of a guest that no file names.
+async fn recover(lab: &Lab) {
+    let config = lab.host.path("host.toml");
+    let [state, locks, guests, roots] = ["state", "locks", "guests.d", "repos"].map(|name| lab.host.path(name));
+    let text = format!("state = {state:?}\nlocks = {locks:?}\nguests = {guests:?}\nrepositoryRoots = [{roots:?}]\n");
+    fs::write(&config, text).unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_driftline"));
+    command.args(["recover", "--qmp"]).arg(lab.host.path("a.qmp")).arg("--repository").arg(lab.host.path("repos/one"));
+    command.env("DRIFTLINE_CONFIG", &config).stdin(std::process::Stdio::null());
+    eventually(async || {
+        let output = tokio::task::block_in_place(|| command.output().unwrap());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || said.contains("MonitorBusy"), "{said}");
+        output.status.success().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_a_person_has_recovered_ends_though_its_guest_is_named_no_more() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    let mend = held_back(&lab, &agent).await;
+    lab.qemu.finish_jobs();
+    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    fs::rename(lab.host.path("guests.d/a.toml"), lab.host.path("a.toml")).unwrap();
+    run_until(&agent, "run-1", |state| state.reason == "GuestNotFound").await;
+    mend();
+    recover(&lab).await;
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!(state.phase(), v1::RunPhase::Complete, "{state:?}");
+}
+
+#[tokio::test]
+async fn a_run_that_the_next_one_has_finished_is_complete_and_waits_for_it_no_longer() {
+    let lab = Lab::new(Pace::Manual);
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    let mend = held_back(&lab, &agent).await;
+    lab.qemu.finish_jobs();
+    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    // Its pause grows: the other one is there first.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    agent.start_backup(lab.request("run-2")).await.unwrap();
+    run_until(&agent, "run-2", |state| state.reason.starts_with("Journal")).await;
+    mend();
+    run_until(&agent, "run-2", copying).await;
+    cancel(&agent, "run-1").await;
+    let state = run_until(&agent, "run-1", ended).await;
+    assert_eq!(state.phase(), v1::RunPhase::Complete, "{state:?}");
+    lab.qemu.finish_jobs();
+    assert_eq!(run_until(&agent, "run-2", ended).await.phase(), v1::RunPhase::Complete);
+}
+
 async fn cancel(agent: &Agent, run: &str) {
     let control = Some(v1::control_run_request::Control::Cancel(true));
     agent.control_run(v1::ControlRunRequest { run_uid: run.to_owned(), control }).await.unwrap();
