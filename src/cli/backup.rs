@@ -20,7 +20,8 @@ use crate::{
         next::{BackupType, RequestedType},
     },
     engine::{
-        BackupRequest, DiskSelection, Phase, RepositoryRef, RequestedDataPath, RequestedFleecing, RunControl, RunState,
+        BackupRequest, DiskSelection, NOTHING_LEFT, Phase, RepositoryRef, RequestedDataPath, RequestedFleecing,
+        RunControl, RunState,
     },
     ids::{DiskName, PointId},
 };
@@ -121,7 +122,13 @@ fn finish(guest: &str, end: &RunState, interrupt: &Interrupt, output: &Output) -
         Phase::Complete => {}
         // One that still waits, for the lock or for an earlier run to be finished, has not begun.
         Phase::Cancelled | Phase::Waiting if interrupt.came() => {
-            return Err(CliError::Interrupted { what: format!("Backup of {guest}") });
+            let what = format!("Backup of {guest}");
+            return Err(match end.phase {
+                Phase::Cancelled if end.message != NOTHING_LEFT => {
+                    CliError::InterruptedLate { what, left: end.message.clone() }
+                }
+                _ => CliError::Interrupted { what },
+            });
         }
         Phase::Failed | Phase::Cancelled | Phase::Waiting | Phase::Preparing | Phase::Copying | Phase::Finishing => {
             return Err(failed());

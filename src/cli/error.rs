@@ -126,6 +126,14 @@ pub enum CliError {
         /// What was going on.
         what: String,
     },
+    /// Ended by Ctrl-C or SIGTERM, and not all of it is gone, or known.
+    #[error("{what} was interrupted. {left}")]
+    InterruptedLate {
+        /// What was going on.
+        what: String,
+        /// What is left of it, as a sentence.
+        left: String,
+    },
     /// Signals cannot be waited for.
     #[error("Cannot listen to signals")]
     Signals {
@@ -154,7 +162,7 @@ impl CliError {
             Self::NoSuchPoint { .. } => "PointNotFound",
             Self::NoSuchDisk { .. } => "DiskNotFound",
             Self::Run { reason, .. } => reason,
-            Self::Interrupted { .. } => "Interrupted",
+            Self::Interrupted { .. } | Self::InterruptedLate { .. } => "Interrupted",
             Self::Signals { .. } => "SignalsUnavailable",
         }
     }
@@ -168,7 +176,7 @@ impl CliError {
             Self::Engine(error) => error.retry(),
             Self::Restore(error) => error.retry(),
             Self::Run { retriable: true, .. } => Retry::Backoff,
-            Self::Interrupted { .. } => Retry::Now,
+            Self::Interrupted { .. } | Self::InterruptedLate { .. } => Retry::Now,
             _ => Retry::OnChange,
         }
     }
@@ -176,7 +184,7 @@ impl CliError {
     /// The exit status. What a person has to write differently is wrong usage.
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Interrupted { .. } => Exit::Interrupted,
+            Self::Interrupted { .. } | Self::InterruptedLate { .. } => Exit::Interrupted,
             // Known only once the machine was looked at, but a wrong word all the same.
             Self::Run { reason, .. } if reason == "DiskNotFound" => Exit::Usage,
             Self::Restore(error) if error.reason() == "RestoreInvalid" => Exit::Usage,

@@ -234,11 +234,10 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
         OnAgent::State(state) => match state.phase() {
             v1::RunPhase::Complete => Plan::Complete,
             v1::RunPhase::Failed => failed(world, state),
-            v1::RunPhase::Cancelled if world.cancel || world.deleted.is_some() => {
-                fail(Reason::Cancelled, "The run was cancelled; nothing is left of it.")
-            }
-            v1::RunPhase::Cancelled if late => {
-                fail(Reason::DeadlineExceeded, "The run took longer than activeDeadline and was cancelled.")
+            // What is left of it, and where, only the agent knows.
+            v1::RunPhase::Cancelled if late && !world.cancel && world.deleted.is_none() => {
+                let message = format!("The run took longer than activeDeadline. {}", state.message);
+                fail(Reason::DeadlineExceeded, message.trim_end())
             }
             v1::RunPhase::Cancelled => {
                 let message =

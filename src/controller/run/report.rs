@@ -189,7 +189,10 @@ fn words(plan: &Plan, world: &World) -> (&'static str, Stage, String, String) {
         }
         Plan::Follow | Plan::Keep { .. } | Plan::Expire | Plan::Release => {
             let (phase, message) = phase(world);
-            going(phase, Reason::Running, message)
+            match trouble(world) {
+                Some((reason, trouble)) => (phase, Stage::Reconciling, reason, trouble),
+                None => going(phase, Reason::Running, message),
+            }
         }
         Plan::Complete => (
             "Complete",
@@ -221,6 +224,14 @@ fn phase(world: &World) -> (&'static str, String) {
         },
     };
     (phase, format!("{message}{lost}"))
+}
+
+/// What an agent says of a run that has begun and has not ended, beyond its phase: what it waits for, or what holds it.
+fn trouble(world: &World) -> Option<(String, String)> {
+    let started = world.started.as_ref().filter(|started| started.lost_since.is_none())?;
+    let OnAgent::State(state) = &started.on_agent else { return None };
+    let begun = matches!(state.phase(), v1::RunPhase::Preparing | v1::RunPhase::Copying | v1::RunPhase::Finishing);
+    (begun && !state.reason.is_empty()).then(|| (state.reason.clone(), state.message.clone()))
 }
 
 fn starting(started: &Started) -> (&'static str, String) {

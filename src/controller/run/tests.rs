@@ -154,6 +154,33 @@ fn a_cancel_that_comes_too_late_leaves_the_run_complete() {
 }
 
 #[test]
+fn what_is_left_of_a_cancelled_run_is_told_in_the_agents_words() {
+    let words = "The run was cancelled. Whether point p was committed is not known";
+    let ended = RunState { phase: RunPhase::Cancelled.into(), message: words.into(), ..RunState::default() };
+    let ended = going(OnAgent::State(Box::new(ended)));
+    let told = |world: &World, now| match plan::plan(world, at(now)) {
+        Plan::Fail { message, .. } => message,
+        other => panic!("not a failure: {other:?}"),
+    };
+    assert_eq!(told(&World { cancel: true, ..ended.clone() }, 1), words);
+    assert!(told(&ended, 3_601).ends_with(words));
+}
+
+#[test]
+fn what_holds_a_run_that_has_begun_is_told() {
+    let held = RunState {
+        phase: RunPhase::Preparing.into(),
+        reason: "GuestStopped".into(),
+        message: "The guest stands still".into(),
+        ..RunState::default()
+    };
+    let status = shown(&Plan::Follow, &going(OnAgent::State(Box::new(held))), None);
+    let ready = condition::find(&status.conditions, "Ready").unwrap();
+    assert_eq!((ready.reason.as_str(), ready.message.as_str()), ("GuestStopped", "The guest stands still"));
+    assert_eq!(status.phase, "Preparing");
+}
+
+#[test]
 fn the_deadline_cancels_a_run_and_is_its_reason() {
     assert!(matches!(
         plan::plan(&going(state(RunPhase::Copying)), at(3_600)),
