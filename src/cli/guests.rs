@@ -15,7 +15,7 @@ use crate::{
     config::GuestFile,
     engine::{
         GuestRef,
-        graph::{self, GuestFacts, Identity, inspect},
+        graph::{self, GuestFacts, Identity, PowerState, inspect},
     },
     ids::GuestId,
     qmp::Monitor,
@@ -57,20 +57,20 @@ pub(super) async fn run(args: &Guests, output: &Output) -> Result<Exit, CliError
     Ok(Exit::Done)
 }
 
-/// Two files of one machine, or two machines of one UUID: an agent backs up neither.
+/// Two files of one machine, or two machines of one UUID: an agent backs up neither. The two ends of a migration are one machine.
 fn tell_doubles(guests: &mut [Document]) {
-    let named: Vec<_> = guests.iter().map(|guest| (guest.name.clone(), guest.uuid.clone())).collect();
+    let named: Vec<_> =
+        guests.iter().map(|guest| guest.counted().cloned().map(|uuid| (guest.name.clone(), uuid))).collect();
     for (at, guest) in guests.iter_mut().enumerate() {
-        let same = |(other, (_, uuid)): &(usize, &(String, Option<GuestId>))| *other != at && *uuid == guest.uuid;
-        let others: Vec<_> = named.iter().enumerate().filter(same).map(|(_, (name, _))| name.as_str()).collect();
-        if guest.uuid.is_some() && guest.problem.is_none() && !others.is_empty() {
-            guest.problem = Some(Problem {
-                reason: "DuplicateUUID".to_owned(),
-                message: format!(
-                    "Other guests have the same UUID ({}): keep one file for each machine, and start QEMU with a -uuid of its own",
-                    others.join(", ")
-                ),
-            });
+        let same = |(other, (_, uuid)): &(usize, &(String, GuestId))| *other != at && guest.counted() == Some(uuid);
+        let others = named.iter().enumerate().filter_map(|(other, named)| Some((other, named.as_ref()?)));
+        let others: Vec<_> = others.filter(same).map(|(_, (name, _))| name.as_str()).collect();
+        if guest.problem.is_none() && !others.is_empty() {
+            let message = format!(
+                "Other guests have the same UUID ({}): keep one file for each machine, and start QEMU with a -uuid of its own",
+                others.join(", ")
+            );
+            guest.problem = Some(Problem { reason: "DuplicateUUID".to_owned(), message });
         }
     }
 }
@@ -182,6 +182,12 @@ struct Problem {
 }
 
 impl Document {
+    /// Its UUID, where an agent counts the machine when it looks for doubles.
+    fn counted(&self) -> Option<&GuestId> {
+        let elsewhere = [PowerState::Migrating, PowerState::Off].map(PowerState::as_str);
+        self.uuid.as_ref().filter(|_| self.found.as_ref().is_some_and(|found| !elsewhere.contains(&found.power_state)))
+    }
+
     fn unreadable(file: &Path, error: &CliError) -> Self {
         let problem = Problem { reason: error.reason().to_owned(), message: sentence(error) };
         Self {

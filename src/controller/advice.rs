@@ -25,10 +25,7 @@ pub fn with_way_out(reason: &str, message: &str) -> String {
 
 fn way_out(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        "TargetExists" => {
-            "Name another path in a new RestoreRun, or give it overwritePolicy Always, or IfSameGuest, which \
-                           replaces only what a restore of this guest has made"
-        }
+        "TargetExists" => "Name another path in a new RestoreRun, or give it overwritePolicy Always",
         "OutsideRoots" => {
             "Name a path beneath the roots of the node's host.toml: repositoryRoots for a repository, the namespace's \
              restoreRoots for a restore; or have whoever runs the node add one"
@@ -55,11 +52,19 @@ fn way_out(reason: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::restore::OverwritePolicy;
 
     #[test]
     fn the_way_out_follows_the_sentence_and_other_sentences_stay() {
         let told = with_way_out("TargetFolderMissing", "There is no folder \"/x\"");
         assert_eq!(told, "There is no folder \"/x\". Make the folder on the node first.");
         assert_eq!(with_way_out("JobFailed", "No space"), "No space");
+    }
+
+    #[test]
+    fn the_policy_that_is_advised_is_one_of_the_api() {
+        let advice = way_out("TargetExists").unwrap();
+        let word = advice.rsplit(' ').next().unwrap();
+        assert!(serde_json::from_value::<OverwritePolicy>(word.into()).is_ok(), "{advice}");
     }
 }

@@ -187,6 +187,15 @@ fn two_files_of_one_machine_are_both_told() {
         assert_eq!(problem["reason"], "DuplicateUUID", "{guests}");
         assert!(problem["message"].as_str().unwrap().contains(other), "{guests}");
     }
+    // Where nobody answers there is no machine.
+    let dead = format!(
+        "name = \"db-2\"\nnamespace = \"team-a\"\nqmp = {:?}\nuuid = {:?}\n",
+        host.path("dead"),
+        machine.uuid()
+    );
+    std::fs::write(host.path("guests.d/db-2.toml"), dead).unwrap();
+    let guests = host.json(&["guests"]);
+    assert_eq!(guests["guests"][0]["problem"], Value::Null, "{guests}");
 }
 
 #[test]
