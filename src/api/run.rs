@@ -299,6 +299,13 @@ pub struct BackupRunStatus {
     /// Why it became that type.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub type_reason: String,
+    /// Which way the data takes: Direct into the repository, or Staged by way of the host's scratch folder.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub data_path: String,
+    /// Whether the run is fleeced: what it copies is read from a snapshot, so that a slow or broken repository cannot hurt the
+    /// guest. One that is not is safe by its data path.
+    #[serde(default)]
+    pub fleeced: bool,
     /// How far each disk is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

@@ -150,6 +150,8 @@ struct Document {
     chain: ChainDocument,
     r#type: &'static str,
     checkpoint_time: Timestamp,
+    data_path: &'static str,
+    fleeced: bool,
     disks: Vec<Disk>,
 }
 
@@ -181,6 +183,8 @@ impl Document {
             chain: ChainDocument::of_point(&manifest.identity.point, &Graph::new(end.point.as_ref()?.chain.clone())),
             r#type: end.kind.map_or("", BackupType::as_str),
             checkpoint_time: manifest.identity.checkpoint_time,
+            data_path: if end.staged { "Staged" } else { "Direct" },
+            fleeced: end.fleeced,
             disks: disks.collect(),
         })
     }
@@ -192,6 +196,11 @@ impl Document {
         });
         let disks = table(&["DISK", "TYPE", "SIZE", "STORED"], rows);
         let (point, time) = (&self.restore_point, self.checkpoint_time);
-        format!("Point {point} holds {guest} as it was at {time:.3}\n{disks}")
+        let way = match (self.fleeced, self.data_path) {
+            (true, _) => ", fleeced",
+            (false, "Staged") => ", staged",
+            (false, _) => "",
+        };
+        format!("Point {point} holds {guest} as it was at {time:.3}{way}\n{disks}")
     }
 }

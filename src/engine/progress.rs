@@ -69,6 +69,12 @@ pub struct RunState {
     pub kind: Option<BackupType>,
     /// Why.
     pub type_reason: Option<TypeReason>,
+    /// Whether the copy goes by way of the scratch folder.
+    #[serde(default)]
+    pub staged: bool,
+    /// Whether it is read from a snapshot, so that its target cannot hurt the guest.
+    #[serde(default)]
+    pub fleeced: bool,
     /// Each disk.
     pub disks: Vec<DiskState>,
     /// Attempts begun so far.
@@ -137,6 +143,8 @@ impl RunState {
             requested_type: request.kind,
             kind: None,
             type_reason: None,
+            staged: false,
+            fleeced: false,
             disks: Vec::new(),
             attempts: 0,
             point: None,
@@ -151,6 +159,7 @@ impl RunState {
         // While it is being sent, nobody knows whether there is an instant yet: whoever writes then may still be in it.
         self.checkpoint_time = record.checkpoint_time().filter(|_| !matches!(record.state, State::Sending { .. }));
         (self.kind, self.type_reason) = common_type(record).unzip();
+        (self.staged, self.fleeced) = (record.staging.is_some(), record.is_fleeced());
         let known = std::mem::take(&mut self.disks);
         self.disks = record
             .disks

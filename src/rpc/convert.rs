@@ -165,6 +165,8 @@ pub fn run_state(state: &RunState, session: &str) -> v1::RunState {
             .as_ref()
             .map(|made| point(&made.manifest, &made.manifest_digest, &Graph::new(made.chain.clone()))),
         retriable: state.retriable,
+        staged: state.staged,
+        fleeced: state.fleeced,
     }
 }
 

@@ -63,7 +63,13 @@ fn a_run_after_the_first_copies_what_has_changed_and_says_why_a_disk_was_copied_
     let unkept = ["Full", "NotSupportedByFormat"];
     assert_eq!(types(&third.0["status"]), [["Incremental", unkept[1]], increment, unkept].concat());
     let note = tenant.event("third", "BackupComplete", SOON);
-    for part in ["Auto", "kept is Incremental (CheckpointFound)", "plain is Full (NotSupportedByFormat)"] {
+    let parts = [
+        "Auto",
+        "kept is Incremental (CheckpointFound)",
+        "plain is Full (NotSupportedByFormat)",
+        "The data goes Direct.",
+    ];
+    for part in parts {
         assert!(note.contains(part), "{note}");
     }
     for (name, (state, reference)) in [("first", &first), ("second", &second), ("third", &third)] {

@@ -136,7 +136,13 @@ pub fn report(
 fn became(status: &BackupRunStatus) -> String {
     let disk = |d: &RunDisk| format!("{} is {} ({})", d.name, d.backup_type, d.type_reason);
     let disks: Vec<_> = status.disks.iter().map(disk).collect();
-    format!("{} was asked for: {}.", status.requested_type, disks.join(", "))
+    let fleeced = if status.fleeced { ", fleeced" } else { "" };
+    format!(
+        "{} was asked for: {}. The data goes {}{fleeced}.",
+        status.requested_type,
+        disks.join(", "),
+        status.data_path
+    )
 }
 
 /// The status of what has ended: nothing of it changes, but that a later spec was seen. Whoever waits compares the two.
@@ -244,6 +250,11 @@ fn progress(status: &mut BackupRunStatus, state: &v1::RunState, facts: &Facts, n
     status.checkpoint_time = time(state.checkpoint_time).map(Time).or(status.checkpoint_time.take());
     status.backup_type = backup_type(state.r#type()).to_owned();
     status.type_reason.clone_from(&state.type_reason);
+    // Known with the disks.
+    if !state.disks.is_empty() {
+        status.data_path = if state.staged { "Staged" } else { "Direct" }.to_owned();
+        status.fleeced = state.fleeced;
+    }
     status.disks = state.disks.iter().map(disk).collect();
     let sum = |of: fn(&v1::DiskState) -> u64| state.disks.iter().map(of).fold(0u64, u64::saturating_add);
     let (done, total) = (sum(|d| d.done_bytes), sum(|d| d.total_bytes));

@@ -241,15 +241,23 @@ fn progress_and_checkpoint_are_shown_and_the_checkpoint_latches() {
         start_time: 1_000,
         checkpoint_time: 2_000,
         disks: vec![disk],
+        staged: true,
+        fleeced: true,
         ..RunState::default()
     };
     let world = going(OnAgent::State(Box::new(copying)));
     let status = shown(&Plan::Follow, &world, None);
+    assert_eq!((status.data_path.as_str(), status.fleeced), ("Staged", true));
     assert_eq!((status.progress.as_str(), status.phase.as_str()), ("43%", "Copying"));
     assert_eq!((status.disks[0].job_id.as_str(), status.attempts), ("j", Some(1)));
     assert!(condition::is_true(&status.conditions, "CheckpointCreated"));
     let later = shown(&Plan::Follow, &going(state(RunPhase::Finishing)), Some(&status));
     assert!(condition::is_true(&later.conditions, "CheckpointCreated") && later.checkpoint_time.is_some());
+    assert_eq!(
+        (later.data_path.as_str(), later.fleeced),
+        ("Staged", true),
+        "of an answer without disks nothing is known"
+    );
 }
 
 #[test]

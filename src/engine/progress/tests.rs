@@ -27,6 +27,7 @@ fn a_record_gives_type_instant_and_a_line_for_each_disk() {
     let (record, state) = running();
     assert_eq!((state.kind, state.type_reason), (Some(BackupType::Full), Some(TypeReason::FirstBackup)));
     assert_eq!(state.checkpoint_time, Some(record.started));
+    assert!(!state.staged && !state.fleeced);
     let lines: Vec<_> = state.disks.iter().map(|disk| (disk.name.as_str(), disk.total_bytes)).collect();
     assert_eq!(lines, vec![("disk0", 10_000_384), ("disk1", 10_000_384)]);
 }

@@ -19,6 +19,8 @@ fn backup_and_points_give_the_documents_of_the_contract() {
             "chain": chain,
             "type": "Full",
             "checkpointTime": time,
+            "dataPath": "Direct",
+            "fleeced": false,
             "disks": [{
                 "name": "disk0",
                 "type": "Full",

@@ -175,6 +175,7 @@ async fn a_staged_run_may_be_fleeced_too() {
     machine.write("disk0", 9, 0, 3 * MIB);
     let state = going.end().await;
     assert_complete(&state);
+    assert!(state.staged && state.fleeced, "{state:?}");
     host.assert_equal(&machine, &state, &reference);
     assert_gone(&host, &machine);
 }
