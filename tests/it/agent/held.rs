@@ -109,28 +109,35 @@ async fn a_repository_that_is_destroyed_fails_its_run_and_the_guest_goes_on() {
 }
 
 /// A run that copies and whose journal cannot be used; gives what mends that.
-async fn held_back(lab: &Lab, agent: &Agent) -> impl FnOnce() {
-    lab.ready(agent).await;
+async fn held_back(lab: &Lab) -> (Running, Agent, impl FnOnce() + use<>) {
+    let running = lab.host.start().await;
+    let agent = lab.host.controller(&running);
+    lab.ready(&agent).await;
     agent.start_backup(lab.request("run-1")).await.unwrap();
-    run_until(agent, "run-1", copying).await;
+    run_until(&agent, "run-1", copying).await;
     let (journal, aside) = (lab.host.path("state/journal"), lab.host.path("state/aside"));
     fs::rename(&journal, &aside).unwrap();
     fs::write(&journal, "not a folder").unwrap();
-    move || {
+    let mend = move || {
         fs::remove_file(&journal).unwrap();
         fs::rename(&aside, &journal).unwrap();
-    }
+    };
+    (running, agent, mend)
+}
+
+/// The same, with all copied, and told.
+async fn copied_and_held(lab: &Lab) -> (Running, Agent, impl FnOnce() + use<>) {
+    let held = held_back(lab).await;
+    lab.qemu.finish_jobs();
+    run_until(&held.1, "run-1", |state| state.reason.starts_with("Journal")).await;
+    held
 }
 
 #[tokio::test]
 async fn a_run_that_cannot_go_on_now_gives_up_its_turn() {
     let lab = Lab::new(Pace::Manual);
-    let running = lab.host.start().await;
-    let agent = lab.host.controller(&running);
-    let mend = held_back(&lab, &agent).await;
-    lab.qemu.finish_jobs();
+    let (_running, agent, mend) = copied_and_held(&lab).await;
     lab.qemu.set_pace(Pace::AtOnce);
-    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
     agent.start_backup(lab.request("run-2")).await.unwrap();
     // It does not wait for the first without a word.
     run_until(&agent, "run-2", |state| state.reason.starts_with("Journal")).await;
@@ -144,9 +151,7 @@ async fn a_run_that_cannot_go_on_now_gives_up_its_turn() {
 #[tokio::test]
 async fn a_run_that_cannot_go_on_now_is_cancelled_once_it_can() {
     let lab = Lab::new(Pace::Manual);
-    let running = lab.host.start().await;
-    let agent = lab.host.controller(&running);
-    let mend = held_back(&lab, &agent).await;
+    let (_running, agent, mend) = held_back(&lab).await;
     cancel(&agent, "run-1").await;
     run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
     // Some tries, each of which leaves it to the journal.
@@ -162,11 +167,7 @@ async fn a_run_that_cannot_go_on_now_is_cancelled_once_it_can() {
 #[tokio::test]
 async fn a_run_that_the_journal_holds_is_not_cancelled_before_its_guest_is_named_again() {
     let lab = Lab::new(Pace::Manual);
-    let running = lab.host.start().await;
-    let agent = lab.host.controller(&running);
-    let mend = held_back(&lab, &agent).await;
-    lab.qemu.finish_jobs();
-    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    let (_running, agent, mend) = copied_and_held(&lab).await;
     let (file, away) = (lab.host.path("guests.d/a.toml"), lab.host.path("a.toml"));
     fs::rename(&file, &away).unwrap();
     run_until(&agent, "run-1", |state| state.reason == "GuestNotFound").await;
@@ -202,11 +203,7 @@ async fn recover(lab: &Lab) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_a_person_has_recovered_ends_though_its_guest_is_named_no_more() {
     let lab = Lab::new(Pace::Manual);
-    let running = lab.host.start().await;
-    let agent = lab.host.controller(&running);
-    let mend = held_back(&lab, &agent).await;
-    lab.qemu.finish_jobs();
-    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    let (_running, agent, mend) = copied_and_held(&lab).await;
     fs::rename(lab.host.path("guests.d/a.toml"), lab.host.path("a.toml")).unwrap();
     run_until(&agent, "run-1", |state| state.reason == "GuestNotFound").await;
     mend();
@@ -218,11 +215,7 @@ async fn a_run_that_a_person_has_recovered_ends_though_its_guest_is_named_no_mor
 #[tokio::test]
 async fn a_run_that_the_next_one_has_finished_is_complete_and_waits_for_it_no_longer() {
     let lab = Lab::new(Pace::Manual);
-    let running = lab.host.start().await;
-    let agent = lab.host.controller(&running);
-    let mend = held_back(&lab, &agent).await;
-    lab.qemu.finish_jobs();
-    run_until(&agent, "run-1", |state| state.reason.starts_with("Journal")).await;
+    let (_running, agent, mend) = copied_and_held(&lab).await;
     // Its pause grows: the other one is there first.
     tokio::time::sleep(Duration::from_secs(8)).await;
     agent.start_backup(lab.request("run-2")).await.unwrap();
