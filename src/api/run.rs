@@ -304,8 +304,8 @@ pub struct BackupRunStatus {
     pub data_path: String,
     /// Whether the run is fleeced: what it copies is read from a snapshot, so that a slow or broken repository cannot hurt the
     /// guest. One that is not is safe by its data path.
-    #[serde(default)]
-    pub fleeced: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleeced: Option<bool>,
     /// How far each disk is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

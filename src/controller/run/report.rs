@@ -136,7 +136,7 @@ pub fn report(
 fn became(status: &BackupRunStatus) -> String {
     let disk = |d: &RunDisk| format!("{} is {} ({})", d.name, d.backup_type, d.type_reason);
     let disks: Vec<_> = status.disks.iter().map(disk).collect();
-    let fleeced = if status.fleeced { ", fleeced" } else { "" };
+    let fleeced = if status.fleeced == Some(true) { ", fleeced" } else { "" };
     format!(
         "{} was asked for: {}. The data goes {}{fleeced}.",
         status.requested_type,
@@ -253,7 +253,7 @@ fn progress(status: &mut BackupRunStatus, state: &v1::RunState, facts: &Facts, n
     // Known with the disks.
     if !state.disks.is_empty() {
         status.data_path = if state.staged { "Staged" } else { "Direct" }.to_owned();
-        status.fleeced = state.fleeced;
+        status.fleeced = Some(state.fleeced);
     }
     status.disks = state.disks.iter().map(disk).collect();
     let sum = |of: fn(&v1::DiskState) -> u64| state.disks.iter().map(of).fold(0u64, u64::saturating_add);

@@ -247,7 +247,7 @@ fn progress_and_checkpoint_are_shown_and_the_checkpoint_latches() {
     };
     let world = going(OnAgent::State(Box::new(copying)));
     let status = shown(&Plan::Follow, &world, None);
-    assert_eq!((status.data_path.as_str(), status.fleeced), ("Staged", true));
+    assert_eq!((status.data_path.as_str(), status.fleeced), ("Staged", Some(true)));
     assert_eq!((status.progress.as_str(), status.phase.as_str()), ("43%", "Copying"));
     assert_eq!((status.disks[0].job_id.as_str(), status.attempts), ("j", Some(1)));
     assert!(condition::is_true(&status.conditions, "CheckpointCreated"));
@@ -255,7 +255,7 @@ fn progress_and_checkpoint_are_shown_and_the_checkpoint_latches() {
     assert!(condition::is_true(&later.conditions, "CheckpointCreated") && later.checkpoint_time.is_some());
     assert_eq!(
         (later.data_path.as_str(), later.fleeced),
-        ("Staged", true),
+        ("Staged", Some(true)),
         "of an answer without disks nothing is known"
     );
 }
