@@ -54,13 +54,15 @@ struct Source {
 /// When the API server or an agent did not take a step; it is safe to repeat.
 pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Result<Action, Error> {
     let mut restore = restore.as_ref().clone();
-    let node = &restore.spec.target.node_name;
-    let there = match context.inventory.node(node) {
-        Some(view) if view.connected => Node::There,
-        _ => context.nodes.look_up(&context, node).await,
-    };
     for _ in 0..STEPS {
-        let (mut world, source) = observe(&context, &restore, there);
+        let (mut world, source) = observe(&context, &restore);
+        let unavailable = |blocker: &&mut Blocker| blocker.reason == Reason::AgentUnavailable.as_str();
+        if !world.settled
+            && let Some(blocker) = world.blocker.as_mut().filter(unavailable)
+        {
+            let there = context.nodes.look_up(&context, &world.node).await;
+            blocker.message = silent(&world.node, there);
+        }
         let next = plan::plan(&world, context.now());
         tracing::debug!(restore = write::full_name(&restore.metadata), ?next, "RestoreRun");
         let next = match next {
@@ -153,7 +155,7 @@ fn follow(context: &Arc<Context>, restore: &RestoreRun) {
     context.metrics.going("RestoreRun", context.restoring.running());
 }
 
-fn observe(context: &Arc<Context>, restore: &RestoreRun, there: Node) -> (World, Result<Source, Blocker>) {
+fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Source, Blocker>) {
     let now = context.now();
     let status = restore.status.clone().unwrap_or_default();
     let created = restore.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
@@ -173,7 +175,7 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun, there: Node) -> (World,
         };
         Started { session: agent.session.clone(), on_agent, lost_since }
     });
-    let source = check(context, restore, there);
+    let source = check(context, restore);
     let waits_for = source.as_ref().err().map(|blocker| blocker.reason.as_str()).unwrap_or_default();
     let world = World {
         settled,
@@ -192,7 +194,7 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun, there: Node) -> (World,
 }
 
 /// Whether the restore can start: the point is what its repository says that it is, and the node's agent is there.
-fn check(context: &Context, restore: &RestoreRun, there: Node) -> Result<Source, Blocker> {
+fn check(context: &Context, restore: &RestoreRun) -> Result<Source, Blocker> {
     let namespace = restore.namespace().unwrap_or_default();
     let name = &restore.spec.restore_point_ref.name;
     let Some(object) = context.points.get(&namespace, name) else {
@@ -242,7 +244,7 @@ fn check(context: &Context, restore: &RestoreRun, there: Node) -> Result<Source,
         return Err(Blocker::stays(Reason::RepositoryNotOnNode, message));
     }
     if !context.inventory.node(node).is_some_and(|v| v.connected) {
-        return Err(Blocker::away(Reason::AgentUnavailable, silent(node, there)));
+        return Err(Blocker::away(Reason::AgentUnavailable, silent(node, Node::Unknown)));
     }
     Ok(Source { repository, id, point })
 }
