@@ -220,7 +220,7 @@ async fn a_copy_that_was_never_committed_is_given_up_when_its_repository_stays_a
 
 /// A run whose engine is gone while it copies.
 pub async fn cut_off(host: &Host) {
-    host.let_go("run").await;
+    host.let_go(&host.request("run")).await;
     host.qemu.set_pace(Pace::AtOnce);
     host.qemu.finish_jobs();
 }

@@ -95,7 +95,7 @@ async fn a_run_whose_repository_hangs_before_its_record_is_cancelled_at_once_and
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_waits_until_another_one_is_finished_says_that_its_repository_hangs_and_can_be_cancelled() {
     let (host, hang) = (Host::new(Pace::Manual), Hang::default());
-    host.let_go("first").await;
+    host.let_go(&host.request("first")).await;
     host.qemu.finish_jobs();
     let (engine, _hung) = hang.engine(&host, |_| true);
     let second = host.start(&engine, &other(&host, host.request("second")));
@@ -131,7 +131,7 @@ async fn a_run_that_looks_for_the_repository_of_another_one_can_be_let_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_waits_until_another_one_is_finished_ends_when_it_is_cancelled() {
     let host = Host::new(Pace::Manual);
-    host.let_go("first").await;
+    host.let_go(&host.request("first")).await;
     let second = host.start(&host.engine(), &host.request("second"));
     second.reach(|state| state.reason == "FinishingEarlierRun").await;
     second.control.cancel.cancel();

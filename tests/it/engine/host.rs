@@ -221,8 +221,8 @@ impl Host {
     }
 
     /// A run that copies, and whose engine is gone.
-    pub async fn let_go(&self, run: &str) {
-        let going = self.start(&self.engine(), &self.request(run));
+    pub async fn let_go(&self, request: &BackupRequest) {
+        let going = self.start(&self.engine(), request);
         going.copying().await;
         going.control.detach.cancel();
         going.end().await;

@@ -184,10 +184,7 @@ async fn a_run_that_is_cancelled_while_another_one_is_finished_keeps_that_word()
     let host = Host::new(Pace::AtOnce);
     undecided(&host, false).await;
     host.qemu.set_pace(Pace::Manual);
-    let other = host.start(&host.engine(), &elsewhere(&host, "other"));
-    other.copying().await;
-    other.control.detach.cancel();
-    other.end().await;
+    host.let_go(&elsewhere(&host, "other")).await;
     let going = host.start(&host.engine(), &host.request("run"));
     going.reach(|state| state.reason == "FinishingEarlierRun").await;
     going.control.cancel.cancel();

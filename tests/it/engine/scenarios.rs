@@ -173,7 +173,7 @@ async fn a_run_that_was_let_go_is_adopted_by_the_next_engine_with_its_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_of_another_process_is_finished_first() {
     let host = Host::new(Pace::Manual);
-    host.let_go("first").await;
+    host.let_go(&host.request("first")).await;
     let second = host.start(&host.engine(), &host.request("second"));
     let waiting = second.reach(|state| state.reason == "FinishingEarlierRun").await;
     assert_eq!(waiting.phase, Phase::Waiting);
@@ -353,7 +353,7 @@ async fn bitmaps_of_points_that_are_gone_are_removed_and_foreign_ones_left() {
 #[tokio::test(flavor = "multi_thread")]
 async fn leftovers_that_no_journal_knows_are_removed_only_at_a_persons_word() {
     let host = Host::new(Pace::Manual);
-    host.let_go("run").await;
+    host.let_go(&host.request("run")).await;
     std::fs::remove_dir_all(host.folder.path().join("state")).unwrap();
     assert_failed(&host.run("next").await, "ForeignJob");
     let (engine, monitor) = (host.engine(), host.monitor());
