@@ -84,6 +84,8 @@ struct Torture {
     continued: BTreeSet<String>,
     /// Disks that somebody has taken a snapshot of, as they were before.
     bases: BTreeMap<String, Disk>,
+    /// How many runs there were since one completed undisturbed.
+    incomplete: usize,
     /// What happened in this round.
     deeds: Vec<String>,
 }
@@ -129,6 +131,7 @@ impl Torture {
             pending: Vec::new(),
             continued: BTreeSet::new(),
             bases: BTreeMap::new(),
+            incomplete: 0,
             deeds: Vec::new(),
         }
     }

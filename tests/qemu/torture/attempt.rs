@@ -110,13 +110,15 @@ impl Torture {
         }
         let outcome = json!({ "status": status, "said": said });
         self.judge(kind, fault, status, &said);
+        let complete = status == Some(0) && fault == Fault::None && kind != "Copy";
+        self.incomplete = if complete { 0 } else { self.incomplete + 1 };
         if recovers {
             let qmp = self.machine.qmp().display().to_string();
             let recovered = self.run(&["recover", "--qmp", &qmp, "--repository", &self.path("repository")]);
             let text = String::from_utf8_lossy(&recovered.stderr).into_owned();
             assert!(recovered.status.success() || fault != Fault::None, "{:?}: {text}", self.deeds);
             let context = format!("{:?}: {outcome}; {text}", self.deeds);
-            self.assert_clean(status == Some(0) && fault == Fault::None && kind != "Copy", &context);
+            self.assert_clean(&context);
         }
         outcome
     }
