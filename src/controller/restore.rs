@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, runtime::controller::Action};
 
-use super::{advice::silent, context::Context, error::Error, guest::plan::Node, write};
+use super::{advice::silent, context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRepository, RestoreRun, RestoreRunStatus, condition,
@@ -55,14 +55,7 @@ struct Source {
 pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Result<Action, Error> {
     let mut restore = restore.as_ref().clone();
     for _ in 0..STEPS {
-        let (mut world, source) = observe(&context, &restore);
-        let unavailable = |blocker: &&mut Blocker| blocker.reason == Reason::AgentUnavailable.as_str();
-        if !world.settled
-            && let Some(blocker) = world.blocker.as_mut().filter(unavailable)
-        {
-            let there = context.nodes.look_up(&context, &world.node).await;
-            blocker.message = silent(&world.node, there);
-        }
+        let (mut world, source) = observe(&context, &restore).await;
         let next = plan::plan(&world, context.now());
         tracing::debug!(restore = write::full_name(&restore.metadata), ?next, "RestoreRun");
         let next = match next {
@@ -77,7 +70,7 @@ pub async fn reconcile(context: Arc<Context>, restore: Arc<RestoreRun>) -> Resul
                 write::finalizer(&context, &mut restore, false).await?;
                 return Ok(Action::requeue(Duration::from_secs(1)));
             }
-            Plan::Start => match start(&context, &restore, source.as_ref().ok()).await {
+            Plan::Start => match start(&context, &restore, source.as_ref()).await {
                 Ok(state) => {
                     follow(&context, &restore);
                     context.restoring.tell(&uid(&restore), state.clone(), context.now());
@@ -155,7 +148,7 @@ fn follow(context: &Arc<Context>, restore: &RestoreRun) {
     context.metrics.going("RestoreRun", context.restoring.running());
 }
 
-fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Source, Blocker>) {
+async fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Option<Source>) {
     let now = context.now();
     let status = restore.status.clone().unwrap_or_default();
     let created = restore.metadata.creation_timestamp.as_ref().map_or(now, |t| t.0);
@@ -175,8 +168,15 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Sourc
         };
         Started { session: agent.session.clone(), on_agent, lost_since }
     });
-    let source = check(context, restore);
-    let waits_for = source.as_ref().err().map(|blocker| blocker.reason.as_str()).unwrap_or_default();
+    // What has ended needs nothing any more.
+    let (source, blocker) = match settled {
+        true => (None, None),
+        false => match check(context, restore).await {
+            Ok(source) => (Some(source), None),
+            Err(blocker) => (None, Some(blocker)),
+        },
+    };
+    let waits_for = blocker.as_ref().map(|blocker| blocker.reason.as_str()).unwrap_or_default();
     let world = World {
         settled,
         deleted: restore.metadata.deletion_timestamp.as_ref().map(|t| t.0),
@@ -187,14 +187,14 @@ fn observe(context: &Arc<Context>, restore: &RestoreRun) -> (World, Result<Sourc
         overwrite: restore.spec.overwrite_policy == OverwritePolicy::Always,
         verify: restore.spec.verify == Verify::Digest,
         generation: restore.metadata.generation.unwrap_or(0),
-        blocker: source.as_ref().err().cloned(),
+        blocker,
         started,
     };
     (world, source)
 }
 
 /// Whether the restore can start: the point is what its repository says that it is, and the node's agent is there.
-fn check(context: &Context, restore: &RestoreRun) -> Result<Source, Blocker> {
+async fn check(context: &Context, restore: &RestoreRun) -> Result<Source, Blocker> {
     let namespace = restore.namespace().unwrap_or_default();
     let name = &restore.spec.restore_point_ref.name;
     let Some(object) = context.points.get(&namespace, name) else {
@@ -244,7 +244,7 @@ fn check(context: &Context, restore: &RestoreRun) -> Result<Source, Blocker> {
         return Err(Blocker::stays(Reason::RepositoryNotOnNode, message));
     }
     if !context.inventory.node(node).is_some_and(|v| v.connected) {
-        return Err(Blocker::away(Reason::AgentUnavailable, silent(node, Node::Unknown)));
+        return Err(Blocker::away(Reason::AgentUnavailable, silent(node, context.nodes.look_up(context, node).await)));
     }
     Ok(Source { repository, id, point })
 }
