@@ -110,8 +110,11 @@ impl Torture {
         }
         let outcome = json!({ "status": status, "said": said });
         self.judge(kind, fault, status, &said);
-        let complete = status == Some(0) && fault == Fault::None && kind != "Copy";
-        self.incomplete = if complete { 0 } else { self.incomplete + 1 };
+        // A copy makes no checkpoint and removes none.
+        if kind != "Copy" {
+            let complete = status == Some(0) && fault == Fault::None;
+            self.incomplete = if complete { 0 } else { self.incomplete + 1 };
+        }
         if recovers {
             let qmp = self.machine.qmp().display().to_string();
             let recovered = self.run(&["recover", "--qmp", &qmp, "--repository", &self.path("repository")]);
