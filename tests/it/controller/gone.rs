@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 
 use driftline::{
-    api::{BackupRepository, BackupRun, Guest},
-    controller::{guest, repository, run},
+    api::{BackupRepository, BackupRun, Guest, RestoreRun},
+    controller::{guest, repository, restore, run},
     rpc::v1,
 };
 use serde_json::{Value, json};
 
-use super::fixtures::{Stage, backup, until};
+use super::fixtures::{Stage, backup, restore_of, until};
 
 const DAY: i64 = 86_400;
 
@@ -196,6 +196,30 @@ async fn a_run_that_is_asked_for_on_a_removed_node_fails_and_says_why() {
         assert_eq!(stage.condition("backupruns", "b1", "Failed"), (failed.into(), "NodeGone".into()));
     }
     assert_eq!(stage.count("agent StartBackup"), 0);
+}
+
+#[tokio::test]
+async fn a_restore_to_a_node_that_the_cluster_does_not_have_fails_and_names_the_way_out() {
+    for there in [false, true] {
+        let mut stage = Stage::ready().await;
+        stage.agent.have_point();
+        stage.forget_answers();
+        stage.reconcile::<BackupRepository, _>("repo", repository::reconcile).await;
+        let mut wanted = restore_of(&stage.names("restorepoints")[0]);
+        wanted["spec"]["target"]["nodeName"] = json!("n9");
+        stage.has_node("n9", there);
+        stage.apply(wanted);
+        let says = if there { "The agent of node n9 does not answer: " } else { "The cluster has no node n9: " };
+        for (seconds, failed) in [(0, "False"), (599, "False"), (2, "True")] {
+            stage.now.fetch_add(seconds, Ordering::SeqCst);
+            stage.reconcile::<RestoreRun, _>("r1", restore::reconcile).await;
+            let found = stage.condition("restoreruns", "r1", "Failed");
+            assert_eq!(found, (failed.into(), "AgentUnavailable".into()), "{there}");
+            let message = stage.message("restoreruns", "r1", "Failed");
+            assert!(message.contains(says), "{message}");
+        }
+        assert_eq!(stage.count("agent StartRestore"), 0);
+    }
 }
 
 #[tokio::test]
