@@ -41,6 +41,22 @@ impl Mount {
             .expect("the file system of the test can be made");
         Mount::new(&["-o", "loop", image.to_str().expect("the file system of the test can be made")], at)
     }
+
+    /// Whoever writes to it waits until the drop of what is returned, as with a disk that does not answer.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen<'_> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(&self.0));
+        Frozen(self)
+    }
+}
+
+/// A file system that takes no write.
+pub struct Frozen<'mount>(&'mount Mount);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.0).status();
+    }
 }
 
 fn make_ext4(image: &Path, size: u64) {

@@ -194,7 +194,10 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
     let machine = Plan::new().disk(Disk::qcow2("disk0", 12 * MIB)).disk(Disk::raw("disk1", 6 * MIB)).linux().start();
     let console = machine.console();
     tokio::task::block_in_place(|| console.wait_until_up());
-    for trouble in [Trouble::Slow, Trouble::Hung, Trouble::Dead, Trouble::Full] {
+    let troubles = [Trouble::Slow, Trouble::Hung, Trouble::Dead, Trouble::Full];
+    let fleeced = machine.can_fleece().then_some(RequestedFleecing::Always);
+    let ways = [RequestedFleecing::Auto].into_iter().chain(fleeced);
+    for (fleecing, trouble) in ways.flat_map(|way| troubles.map(|trouble| (way, trouble))) {
         let host = host(1 << 30);
         let (path, storage) = (host.repository_path(), host.repository_path().with_extension("behind"));
         // Room for the run as it is promised, which somebody else takes meanwhile.
@@ -216,7 +219,8 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
             Reference::take(&machine)
         });
         let engine = host.engine();
-        let going = Going::start(&engine, machine.qmp(), &request(&host, &machine, "run"));
+        let request = BackupRequest { fleecing, ..request(&host, &machine, "run") };
+        let going = Going::start(&engine, machine.qmp(), &request);
         going.reach_past(Phase::Preparing).await;
         let before = console.go();
         match trouble {
@@ -231,8 +235,8 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
             (console.status().writes > before.writes + 500).then_some(())
         });
         let after = console.status();
-        assert_eq!(after.errors, 0, "{trouble:?}: {after:?}");
-        assert_eq!(machine.status(), "running", "{trouble:?}");
+        assert_eq!(after.errors, 0, "{fleecing:?}, {trouble:?}: {after:?}");
+        assert_eq!(machine.status(), "running", "{fleecing:?}, {trouble:?}");
         match trouble {
             Trouble::Slow => {}
             Trouble::Hung => behind.go_on(),
@@ -246,7 +250,7 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
                 drop(behind);
                 std::fs::remove_dir(&path).unwrap();
                 std::fs::rename(&storage, &path).unwrap();
-                let state = Going::start(&host.engine(), machine.qmp(), &request(&host, &machine, "run")).end().await;
+                let state = Going::start(&host.engine(), machine.qmp(), &request).end().await;
                 assert_complete(&state);
                 host.assert_restores(&machine, &state, &reference);
                 assert_gone(&host, &machine);
@@ -255,6 +259,7 @@ async fn a_guest_under_load_does_not_notice_what_happens_to_the_repository() {
         }
         let state = going.end().await;
         assert_complete(&state);
+        assert_eq!((state.staged, state.fleeced), (true, fleecing == RequestedFleecing::Always));
         host.assert_restores(&machine, &state, &reference);
         assert_gone(&host, &machine);
         drop(behind);

@@ -1,15 +1,17 @@
 //! The engine against file systems that misbehave under it: one that somebody fills up, one that loses what was
 //! written, a repository that is moved away, descriptors that QEMU keeps.
 
-use std::{fs, process::Command};
+use std::{fs, process::Command, time::Duration};
 
 use driftline::engine::{Phase, Scratch};
+use serde_json::json;
 
 use super::{
     MIB, assert_complete, fleeced,
     host::{Going, Host, files},
 };
 use crate::lab::{
+    child::wait_for,
     machine::{Disk, Format, Machine, Plan, run},
     mount::{Mount, fill_up},
     reference::Reference,
@@ -71,6 +73,53 @@ async fn a_file_system_that_somebody_fills_up_under_the_copy_does_not_reach_the_
         host.assert_tidy(&machine);
         super::assert_clean(&machine);
     }
+}
+
+/// No scratch folder lies between such a repository and the guest's machine, nothing but the fleece.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_under_load_does_not_notice_that_the_disk_hangs_that_it_is_backed_up_to() {
+    let host = fleeced::host(1 << 30);
+    let at = host.repository_path();
+    fs::remove_dir_all(&at).unwrap();
+    let Some(mounted) = Mount::ext4(&host.folder.path().join("ext4.image"), 64 * MIB, &at) else { return };
+    host.initialise();
+    let machine = Plan::new().disk(Disk::qcow2("disk0", 16 * MIB)).linux().start();
+    if !machine.can_fleece() {
+        return;
+    }
+    let console = machine.console();
+    let reference = tokio::task::block_in_place(|| {
+        console.wait_until_up();
+        console.go();
+        std::thread::sleep(Duration::from_millis(300));
+        console.stop();
+        machine.write("disk0", 7, 8 * MIB, 8 * MIB);
+        Reference::take(&machine)
+    });
+    let request = fleeced::request(&host, &machine, "run-1", 2 * MIB);
+    let going = Going::start(&host.engine(), machine.qmp(), &request);
+    going.reach(Phase::Copying).await;
+    let before = console.go();
+    let copied = || machine.execute("query-jobs", json!({}))[0]["current-progress"].clone();
+    let frozen = mounted.freeze();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let stands_at = copied();
+    tokio::task::block_in_place(|| {
+        wait_for("the guest writes on", Duration::from_secs(30), || {
+            (console.status().writes > before.writes + 500).then_some(())
+        });
+    });
+    let after = console.status();
+    assert_eq!(after.errors, 0, "{after:?}");
+    assert_eq!(machine.status(), "running");
+    assert_eq!(copied(), stands_at, "the disk has not hung");
+    drop(frozen);
+    let state = going.end().await;
+    assert_complete(&state);
+    assert_eq!((state.staged, state.fleeced), (false, true));
+    host.assert_equal(&machine, &state, &reference);
+    host.assert_tidy(&machine);
+    super::assert_clean(&machine);
 }
 
 #[tokio::test(flavor = "multi_thread")]
