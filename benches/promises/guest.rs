@@ -58,12 +58,19 @@ pub fn writes(quick: bool) -> Vec<Row> {
         (Trouble::Full, "that is full"),
     ] {
         let place = folder.path().join(what.replace([' ', '/'], "-"));
-        let found = staged(&machine, &place, trouble, look);
+        let found = remote(&machine, &place, "Never", trouble, look);
         rows.extend(judged(&format!("  staged, to a repository {what}"), &found, &idle));
+        if machine.can_fleece() {
+            let found = remote(&machine, &place.with_extension("fleeced"), "Always", trouble, look);
+            rows.extend(judged(&format!("  staged and fleeced, to a repository {what}"), &found, &idle));
+        }
     }
     if machine.can_fleece() {
-        let found = fleeced(&machine, &folder.path().join("fleeced"), look);
-        rows.extend(judged("  fleeced, to a local repository", &found, &idle));
+        for (hangs, what) in [(false, "on a disk of this machine"), (true, "on a disk that hangs")] {
+            let place = folder.path().join(what.replace(' ', "-"));
+            let Some(found) = local(&machine, &place, hangs, look) else { continue };
+            rows.extend(judged(&format!("  fleeced, to a repository {what}"), &found, &idle));
+        }
     }
     let begin = Instant::now();
     machine.console().stop();
@@ -116,7 +123,8 @@ fn plain(machine: &Machine, folder: &Path, look: Duration) -> WriterState {
     found
 }
 
-fn staged(machine: &Machine, place: &Path, trouble: Trouble, look: Duration) -> WriterState {
+/// The writes of the guest while it is backed up to a repository behind a server, by way of the scratch folder.
+fn remote(machine: &Machine, place: &Path, fleecing: &str, trouble: Trouble, look: Duration) -> WriterState {
     let (host, repository) = host(place);
     let storage = repository.with_extension("behind");
     // Room for the run as it is promised, which somebody else takes meanwhile.
@@ -125,7 +133,7 @@ fn staged(machine: &Machine, place: &Path, trouble: Trouble, look: Duration) -> 
         Some(_) => Behind::between(&storage, &repository, None),
         None => Behind::new(&repository, (trouble == Trouble::Slow).then_some(MIB)),
     };
-    let mut backup = backup(machine, &host, &repository, &[]);
+    let mut backup = backup(machine, &host, &repository, fleecing);
     wait_for_job(machine);
     match trouble {
         Trouble::Slow => {}
@@ -144,13 +152,18 @@ fn staged(machine: &Machine, place: &Path, trouble: Trouble, look: Duration) -> 
     found
 }
 
-fn fleeced(machine: &Machine, place: &Path, look: Duration) -> WriterState {
+/// The same with a repository on a disk of this machine, which only the fleece keeps away from the guest; none where this user
+/// may not mount.
+fn local(machine: &Machine, place: &Path, hangs: bool, look: Duration) -> Option<WriterState> {
     let (host, repository) = host(place);
-    let mut backup = backup(machine, &host, &repository, &["--fleecing", "Always"]);
+    let mount = Mount::ext4(&place.join("ext4"), 4 * SIZE, &repository)?;
+    let mut backup = backup(machine, &host, &repository, "Always");
     wait_for_job(machine);
+    let frozen = hangs.then(|| mount.freeze());
     let found = watch(machine, look);
+    drop(frozen);
     assert!(backup.wait().unwrap().success());
-    found
+    Some(found)
 }
 
 /// The configuration of a host of its own, with a scratch folder, and a repository's folder.
@@ -167,9 +180,10 @@ pub(crate) fn host(place: &Path) -> (PathBuf, PathBuf) {
     (config, repository)
 }
 
-fn backup(machine: &Machine, host: &Path, repository: &Path, more: &[&str]) -> Child {
+fn backup(machine: &Machine, host: &Path, repository: &Path, fleecing: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_driftline"));
-    command.args(["backup", "--quiet", "--type", "Full", "--bandwidth", &(SIZE / 8).to_string()]).args(more);
+    command.args(["backup", "--quiet", "--type", "Full", "--bandwidth", &(SIZE / 8).to_string()]);
+    command.args(["--fleecing", fleecing]);
     command.arg("--qmp").arg(machine.qmp()).arg("--repository").arg(repository);
     command.env("DRIFTLINE_CONFIG", host).stdin(Stdio::null()).spawn().unwrap()
 }
