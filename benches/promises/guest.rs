@@ -66,9 +66,9 @@ pub fn writes(quick: bool) -> Vec<Row> {
         }
     }
     if machine.can_fleece() {
-        for (hangs, what) in [(false, "on a disk of this machine"), (true, "on a disk that hangs")] {
-            let place = folder.path().join(what.replace(' ', "-"));
-            let Some(found) = local(&machine, &place, hangs, look) else { continue };
+        for (stalls, what) in [(false, "on a disk of this machine"), (true, "on a disk that stalls, 0.4 s at a time")] {
+            let place = folder.path().join(format!("local-{stalls}"));
+            let Some(found) = local(&machine, &place, stalls, look) else { continue };
             rows.extend(judged(&format!("  fleeced, to a repository {what}"), &found, &idle));
         }
     }
@@ -154,14 +154,20 @@ fn remote(machine: &Machine, place: &Path, fleecing: &str, trouble: Trouble, loo
 
 /// The same with a repository on a disk of this machine, which only the fleece keeps away from the guest; none where this user
 /// may not mount.
-fn local(machine: &Machine, place: &Path, hangs: bool, look: Duration) -> Option<WriterState> {
+fn local(machine: &Machine, place: &Path, stalls: bool, look: Duration) -> Option<WriterState> {
     let (host, repository) = host(place);
     let mount = Mount::ext4(&place.join("ext4"), 4 * SIZE, &repository)?;
     let mut backup = backup(machine, &host, &repository, "Always");
     wait_for_job(machine);
-    let frozen = hangs.then(|| mount.freeze());
-    let found = watch(machine, look);
-    drop(frozen);
+    machine.console().status();
+    let until = Instant::now() + look;
+    while Instant::now() < until {
+        let frozen = stalls.then(|| mount.freeze());
+        std::thread::sleep(Duration::from_millis(400));
+        drop(frozen);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let found = machine.console().status();
     assert!(backup.wait().unwrap().success());
     Some(found)
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use self::{
     block::{
-        Action, AddFd, AddedFd, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockDirtyBitmapAdd,
+        Action, AddFd, AddedFd, BackupPerf, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockDirtyBitmapAdd,
         BlockDirtyBitmapRemove, BlockSetWriteThreshold, BlockdevAdd, BlockdevBackup, BlockdevDel, QueryBlock,
         QueryBlockGraph, QueryFdsets, QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
     },

@@ -62,6 +62,7 @@ pub(in crate::engine) fn fixture() -> Record {
         qemu: "7.2.22".to_owned(),
         guest_was_well: true,
         disks: vec![disk("disk0", 1, false), disk("disk1", 2, true)],
+        workers: Some(8),
         staging: None,
         stopping: false,
         block_graph: serde_json::Value::Null,

@@ -39,6 +39,9 @@ pub struct Record {
     pub guest_was_well: bool,
     /// The disks.
     pub disks: Vec<RecordDisk>,
+    /// How many requests each job may have in flight; none where this QEMU cannot be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u32>,
     /// The scratch folder in which the images are staged; none where QEMU writes those of the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staging: Option<PathBuf>,

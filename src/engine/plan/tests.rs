@@ -91,3 +91,20 @@ fn a_limit_of_zero_is_no_limit() {
     record.request.bandwidth = 1 << 20;
     assert_eq!(speeds(&record), vec![Some(1 << 20), Some(1 << 20)]);
 }
+
+#[test]
+fn all_jobs_together_leave_the_guest_most_of_the_threads() {
+    for disks in 1..40 {
+        let all = workers(disks) as usize * disks;
+        assert!(workers(disks) >= 1 && all <= disks.max(16), "{disks} disks: {all}");
+    }
+    let perf = |record: &Record| -> Vec<_> {
+        let perf = |action| match action {
+            Action::BlockdevBackup(backup) => Some(backup.x_perf),
+            _ => None,
+        };
+        sent(record).into_iter().filter_map(perf).collect()
+    };
+    assert_eq!(perf(&fixture()), vec![Some(BackupPerf { max_workers: 8 }); 2]);
+    assert_eq!(perf(&Record { workers: None, ..fixture() }), vec![None; 2], "a QEMU that cannot be told");
+}

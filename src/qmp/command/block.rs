@@ -228,6 +228,17 @@ pub struct BlockdevBackup {
     /// Bytes per second; without it no bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub speed: Option<u64>,
+    /// How it works; from QEMU 6.0 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_perf: Option<BackupPerf>,
+}
+
+/// How a backup works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BackupPerf {
+    /// How many requests it may have in flight; QEMU's own default is 64.
+    pub max_workers: u32,
 }
 
 impl BlockdevBackup {
@@ -241,6 +252,7 @@ impl BlockdevBackup {
             auto_dismiss: false,
             filter_node_name: None,
             speed: None,
+            x_perf: None,
         }
     }
 }

@@ -27,7 +27,10 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("blockdev-del", &["node-name"]),
     ("block-set-write-threshold", &["node-name", "write-threshold"]),
     ("transaction", &["actions", "properties"]),
-    ("blockdev-backup", &["job-id", "device", "sync", "speed", "bitmap", "bitmap-mode", "filter-node-name", "target"]),
+    (
+        "blockdev-backup",
+        &["job-id", "device", "sync", "speed", "bitmap", "bitmap-mode", "filter-node-name", "target", "x-perf"],
+    ),
     ("block-dirty-bitmap-add", &["node", "name", "granularity", "persistent", "disabled"]),
     ("block-dirty-bitmap-remove", &["node", "name"]),
     ("block-dirty-bitmap-clear", &["node", "name"]),
