@@ -102,7 +102,7 @@ soak:
 	stage "build Driftline and its tests" $(cargo_test) --no-run
 	export DRIFTLINE_SOAK=1
 	until=$$(( $$(date +%s) + 60 * $${SOAK_MINUTES:-30} ))
-	stage "stopped at every single step" $(cargo_test) --quiet --test it crashes
+	stage "stopped at every single step" $(cargo_test) --quiet --test it engine::
 	if [ "$$(id -u)" = 0 ]; then
 		stage "QEMU 8.2 beside the installed one (once)" tests/qemu-versions 8.2
 		stage "the engine's tests with QEMU 8.2" $(on_8_2) $(more_threads) $(cargo_test) --test qemu -- engine:: torture:: qmp::fleece

@@ -4,9 +4,13 @@
 
 pub mod args;
 mod backup;
+mod bitmaps;
+mod course;
 mod error;
+mod events;
 mod guests;
 mod host;
+mod jobs;
 mod output;
 mod points;
 mod progress;
@@ -19,6 +23,8 @@ pub use error::CliError;
 
 use args::{Common, Verb};
 use output::Output;
+
+use crate::engine::course::HostWish;
 
 /// How a verb ended: the process's exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +51,13 @@ pub async fn run(verb: Verb, common: &Common) -> Exit {
         Verb::Restore(args) => restore::run(&args, &output).await,
         Verb::Verify(args) => verify::run(&args, &output).await,
         Verb::Recover(args) => recover::run(&args, &output).await,
+        Verb::Suspend(at) => course::run(&at, HostWish::Suspend, &output).await,
+        Verb::Resume(at) => course::run(&at, HostWish::Resume, &output).await,
+        Verb::Cancel(at) => course::run(&at, HostWish::Cancel, &output).await,
+        Verb::Bandwidth(args) => course::run(&args.at, HostWish::Bandwidth(args.rate), &output).await,
+        Verb::Jobs(at) => jobs::run(&at, &output).await,
+        Verb::Bitmaps(args) => bitmaps::run(&args, &output).await,
+        Verb::Events(args) => events::run(&args, &output).await,
         Verb::Guests(args) => guests::run(&args, &output).await,
     };
     result.unwrap_or_else(|error| {

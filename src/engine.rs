@@ -3,14 +3,16 @@
 //!
 //! Reading order: `request` (what is asked), `graph` (what QEMU has), `choose` (what is stored, pure),
 //! `fleecing` and `data_path` (how the guest is kept from the target, pure), `plan` (what is
-//! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it), `earlier`
+//! done, pure), `journal` (what is written down before), `recover` (what comes next, pure), `run` (does it), `course` (how it can be changed meanwhile, pure), `earlier`
 //! (what earlier runs have left, before anything new),
 //! `definition`, `orphans`, `space` and `sentinel` (pure helpers), `private` (files of one user), `progress` (what is shown).
 //!
 //! The one rule: nothing that the next backup needs is given up before the restore point is durable.
 
 mod asks;
+pub mod bitmaps;
 pub mod choose;
+pub mod course;
 pub mod data_path;
 pub mod definition;
 mod earlier;
@@ -18,6 +20,7 @@ mod error;
 pub mod fleecing;
 pub mod gate;
 pub mod graph;
+pub mod jobs;
 pub mod journal;
 mod lock;
 pub mod orphans;
@@ -30,6 +33,7 @@ pub mod restore;
 mod run;
 pub mod sentinel;
 pub mod space;
+mod wish;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -45,13 +49,14 @@ pub use self::{
     choose::Refusal,
     data_path::RequestedDataPath,
     earlier::Recovered,
-    error::{EngineError, NOTHING_LEFT},
+    error::{CourseError, EngineError, NOTHING_LEFT, SUSPEND_NEEDS_FLEECING},
     fleecing::RequestedFleecing,
     graph::{DiskFacts, GuestFacts, PowerState, inspect},
     journal::JournalError,
     lock::LockError,
     progress::{CommittedPoint, DiskState, Phase, RunState},
     request::{BackupRequest, DiskSelection, GuestRef, PolicyRef, RepositoryRef, RunControl},
+    wish::Followed,
 };
 pub use crate::chain::next::{BackupType, RequestedType, TypeReason};
 use crate::{
@@ -107,6 +112,8 @@ pub struct Patience {
     pub undo: Duration,
     /// For QEMU to answer after the commit: long enough for one reply that never comes, and the question again.
     pub clean_up: Duration,
+    /// For a run to stand still, in all, before it is cancelled: what the guest overwrites meanwhile fills the scratch.
+    pub suspended: Duration,
     /// For a call of the repository before the run says that it waits for it: longer than a dead holder's lease is watched.
     pub repository: Duration,
     /// For the repository to take a finished copy.
@@ -123,6 +130,7 @@ impl Default for Patience {
             silent_unseen: Duration::from_secs(600),
             undo: Duration::from_secs(60),
             clean_up: Duration::from_secs(90),
+            suspended: Duration::from_secs(3600),
             repository: Duration::from_secs(20),
             commit: Duration::from_secs(600),
             commit_pause: Duration::from_secs(5),

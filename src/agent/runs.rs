@@ -18,6 +18,7 @@ use crate::{
     clock::Clock,
     engine::{
         BackupRequest, Engine, RunControl,
+        course::OwnerWish,
         progress::{Phase, RunState},
     },
     metrics::{AgentMetrics, Outcome},
@@ -52,6 +53,7 @@ struct Shared {
 struct Run {
     request: BackupRequest,
     state: watch::Receiver<RunState>,
+    owner: watch::Sender<OwnerWish>,
     cancel: CancellationToken,
     ended: Option<tokio::time::Instant>,
 }
@@ -96,7 +98,13 @@ impl Runs {
         let mut control = RunControl::new(&request, (self.0.clock)());
         control.detach = self.0.detach.child_token();
         let state = control.state.subscribe();
-        let run = Run { request: request.clone(), state: state.clone(), cancel: control.cancel.clone(), ended: None };
+        let run = Run {
+            request: request.clone(),
+            state: state.clone(),
+            owner: control.owner.clone(),
+            cancel: control.cancel.clone(),
+            ended: None,
+        };
         live.insert(request.run.clone(), run);
         drop(live);
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(self.clone().work(request, control));
@@ -113,6 +121,13 @@ impl Runs {
         let live = self.live();
         let found = live.get(run).filter(|run| run.ended.is_none());
         found.inspect(|run| run.cancel.cancel()).is_some()
+    }
+
+    /// Tells a run what its owner wishes of its course. One that has ended hears nothing.
+    pub fn steer(&self, run: &str, wish: OwnerWish) {
+        if let Some(run) = self.live().get(run).filter(|run| run.ended.is_none()) {
+            run.owner.send_if_modified(|heard| std::mem::replace(heard, wish) != wish);
+        }
     }
 
     /// Leaves all runs to QEMU and the journal, and waits until nobody works on them any more.

@@ -1,11 +1,13 @@
 //! The contract's server side (edge): parses requests, asks guests, runs, restores and repositories, and says what they
 //! say. It decides nothing by itself, but refuses what no state of the world could make right.
 
+mod answers;
 mod content;
+mod machine;
 
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
-use futures::{Stream, stream};
+use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +17,7 @@ use self::content::{look, send_points};
 use super::{
     enrolment::{Enrolment, EnrolmentError},
     guest::Guests,
-    inventory::Listing,
+    inventory::{GuestView, Listing},
     problem::Problem,
     restores::{RestoreOrder, Restores},
     runs::Runs,
@@ -23,9 +25,9 @@ use super::{
     view,
 };
 use crate::{
-    engine::{BackupRequest, Engine},
+    engine::{Engine, GuestRef},
     ids::{GuestId, RepositoryId, SessionId},
-    metrics::{AgentMetrics, Call},
+    metrics::AgentMetrics,
     repo::{QemuImg, RepoError, Repository, Roots},
     retry::Retry,
     rpc::{
@@ -103,7 +105,7 @@ impl Agent for Service {
                 Some(state) => state,
                 None => {
                     self.guests.scanned().await;
-                    self.admit(&request)?;
+                    self.admit(&request.guest)?;
                     self.runs.start(request)?
                 }
             };
@@ -137,6 +139,9 @@ impl Agent for Service {
             match request.control {
                 // False only where the run has ended, which the state says.
                 Some(v1::control_run_request::Control::Cancel(true)) => drop(self.runs.cancel(&run)),
+                Some(v1::control_run_request::Control::Course(course)) => {
+                    self.runs.steer(&run, convert::owner_wish(course));
+                }
                 Some(v1::control_run_request::Control::Cancel(false)) | None => {}
             }
             Ok(v1::ControlRunResponse { state: Some(before) })
@@ -266,6 +271,20 @@ impl Agent for Service {
         .await
     }
 
+    async fn jobs(&self, request: Request<v1::JobsRequest>) -> Result<Response<v1::JobsResponse>, Status> {
+        self.counted("Jobs", self.jobs_of(request.into_inner())).await
+    }
+
+    async fn bitmaps(&self, request: Request<v1::BitmapsRequest>) -> Result<Response<v1::BitmapsResponse>, Status> {
+        self.counted("Bitmaps", self.bitmaps_of(request.into_inner())).await
+    }
+
+    type EventsStream = Answers<v1::Event>;
+
+    async fn events(&self, request: Request<v1::EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        self.counted("Events", self.events_of(request.into_inner())).await
+    }
+
     async fn request_certificate(
         &self,
         _: Request<v1::RequestCertificateRequest>,
@@ -312,72 +331,43 @@ impl Service {
     }
 
     /// Whether a new run may begin: the guest is here, is the one that is meant, and nothing is wrong with it.
-    fn admit(&self, request: &BackupRequest) -> Result<(), Refusal> {
-        let key = format!("{}/{}", request.guest.namespace, request.guest.name);
+    fn admit(&self, guest: &GuestRef) -> Result<(), Refusal> {
         let listing = self.guests.listing().borrow().clone();
-        let Some(guest) = listing.guest(&key) else {
-            let message = format!("No file of node {} names guest {key}", self.node);
-            return Err(Refusal::new(Kind::NotFound, "GuestNotFound", message));
-        };
-        if let Some(Problem { reason, message, .. }) = &guest.seen.problem {
+        let view = self.view(&listing, guest)?;
+        if let Some(Problem { reason, message, .. }) = &view.seen.problem {
             // A monitor comes back by itself; what the files say does not.
             let retry = if reason.starts_with("QMP") { Retry::Backoff } else { Retry::OnChange };
             return Err(Refusal::new(Kind::Precondition, reason, message.clone()).retry(retry));
         }
-        match &guest.seen.uuid {
-            Some(uuid) if *uuid == request.guest.uuid => Ok(()),
-            Some(uuid) => {
-                let message = format!("Guest {key} has UUID {uuid}, not {}: another machine", request.guest.uuid);
-                Err(Refusal::new(Kind::Precondition, "GuestIsAnother", message))
-            }
-            None => {
-                let message = format!("The agent does not know guest {key} yet: its monitor was not asked so far");
-                Err(Refusal::new(Kind::Unavailable, "GuestNotSeen", message))
-            }
-        }
+        identified(view, guest)
     }
 
-    /// A value, then each change of it, until `say` calls one the last or the agent ends.
-    fn follow<T, M>(&self, value: watch::Receiver<T>, say: impl Fn(&T) -> (M, bool) + Send + 'static) -> Answers<M>
-    where
-        T: Send + Sync + 'static,
-        M: Send + 'static,
-    {
-        let end = self.end.clone();
-        let state = Some((value, true));
-        Box::pin(stream::unfold((state, say), move |(state, say)| {
-            let end = end.clone();
-            async move {
-                let (mut value, first) = state?;
-                if !first {
-                    let changed = tokio::select! {
-                        changed = value.changed() => changed.is_ok(),
-                        () = end.cancelled() => false,
-                    };
-                    if !changed {
-                        let ending =
-                            Refusal::new(Kind::Unavailable, "AgentEnding", "The agent is ending: ask its successor");
-                        return Some((Err(ending.into()), (None, say)));
-                    }
-                }
-                let (message, last) = say(&value.borrow_and_update());
-                Some((Ok(message), ((!last).then_some((value, false)), say)))
-            }
-        }))
-    }
-
-    async fn counted<T>(
-        &self,
-        method: &'static str,
-        work: impl Future<Output = Result<T, Refusal>>,
-    ) -> Result<Response<T>, Status> {
-        let done = work.await;
-        let result = done.as_ref().map_or_else(|refusal| refusal.reason.clone(), |_| "OK".to_owned());
-        self.metrics.calls.get_or_create(&Call { method, result }).inc();
-        done.map(Response::new).map_err(|refusal| {
-            tracing::warn!(method, reason = refusal.reason, "{}", refusal.message);
-            refusal.into()
+    /// A guest that a file of this node names.
+    fn view<'listing>(&self, listing: &'listing Listing, guest: &GuestRef) -> Result<&'listing GuestView, Refusal> {
+        let key = key(guest);
+        listing.guest(&key).ok_or_else(|| {
+            Refusal::new(Kind::NotFound, "GuestNotFound", format!("No file of node {} names guest {key}", self.node))
         })
+    }
+}
+
+fn key(guest: &GuestRef) -> String {
+    format!("{}/{}", guest.namespace, guest.name)
+}
+
+/// Whether it is the guest that is meant.
+fn identified(view: &GuestView, guest: &GuestRef) -> Result<(), Refusal> {
+    let key = &view.key;
+    match &view.seen.uuid {
+        Some(uuid) if *uuid == guest.uuid => Ok(()),
+        Some(uuid) => {
+            let message = format!("Guest {key} has UUID {uuid}, not {}: another machine", guest.uuid);
+            Err(Refusal::new(Kind::Precondition, "GuestIsAnother", message))
+        }
+        None => {
+            let message = format!("The agent does not know guest {key} yet: its monitor was not asked so far");
+            Err(Refusal::new(Kind::Unavailable, "GuestNotSeen", message))
+        }
     }
 }
 

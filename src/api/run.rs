@@ -72,7 +72,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.fleecing) == has(oldSelf.fleecing) && (!has(self.fleecing) || self.fleecing == oldSelf.fleecing)").message("fleecing of a run cannot be changed: make a new BackupRun under another name"),
-    validation = Rule::new("has(self.transfer) == has(oldSelf.transfer) && (!has(self.transfer) || self.transfer == oldSelf.transfer)").message("transfer of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("(has(self.transfer) ? self.transfer.dataPath : 'Auto') == (has(oldSelf.transfer) ? oldSelf.transfer.dataPath : 'Auto')").message("of transfer only bandwidth can be changed: make a new BackupRun under another name"),
     validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun under another name")
 )]
@@ -95,6 +95,11 @@ pub struct BackupRunSpec {
     /// How the data is carried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
+    /// Set to true to have the copy stand still, and to false to have it go on. Only a run that is fleeced can stand still, for
+    /// an hour at most, in which what the guest overwrites fills the scratch folder; then it is cancelled. A run that has not
+    /// been started waits until this is false. `activeDeadline` goes on counting. Default false.
+    #[serde(default)]
+    pub suspend: bool,
     /// Set to true to cancel the run. Once all data is copied a cancel comes too late and the run completes. It
     /// cannot be taken back.
     #[serde(default)]
@@ -228,7 +233,7 @@ pub enum FleecingMode {
 #[serde(rename_all = "camelCase")]
 pub struct Transfer {
     /// The most bytes per second that each disk's job copies by itself. What the guest overwrites before it was copied is
-    /// copied at once, on top of that. Without it: as fast as possible. Example: `100Mi`.
+    /// copied at once, on top of that. It may be changed while the run goes. Without it: as fast as possible. Example: `100Mi`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 28))]
     #[x_kube(
@@ -263,12 +268,12 @@ pub struct BackupRunStatus {
     /// The `metadata.generation` that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Complete or Failed once the run has ended; CheckpointCreated from the instant on that the point holds; Ready,
-    /// Reconciling and Stalled throughout.
+    /// Complete or Failed once the run has ended; CheckpointCreated from the instant on that the point holds; Suspended where
+    /// it stands still, or was to; Ready, Reconciling and Stalled throughout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// Pending, Queued, Starting, Preparing, Copying, Finishing, Complete or Failed. For the columns; the conditions
+    /// Pending, Queued, Starting, Preparing, Copying, Suspended, Finishing, Complete or Failed. For the columns; the conditions
     /// are what to rely on.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub phase: String,

@@ -106,6 +106,9 @@ reasons! {
     RestoreComplete "The restored images are whole and have their names.";
     RestoreFailed "The restore failed and its agent gave no reason.";
     DigestsCompared "Every cluster was compared with its stored digest.";
+    Suspended "The run stands still, because its spec says so.";
+    SuspendedOnHost "The run stands still, because of `driftline suspend` on its host.";
+    Resumed "The run goes on after it stood still.";
     CheckpointTaken "The instant that the restore point holds has come.";
     CheckpointPending "The instant that the restore point holds has not come yet.";
     Expired "The object was deleted because its ttlAfterFinished was over; its restore point stays.";

@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 mod check;
+mod monitor;
+mod values;
 mod words;
 
 pub use self::words::{BackupType, DataPath, Fleecing, ImageFormat, Overwrite, RestoreMode};
-
-use crate::{
-    api::quantity,
-    config,
-    ids::{DiskName, GuestId, PointId},
+pub use self::{
+    monitor::{AtMonitor, Bandwidth, BitmapAdd, BitmapNamed, Bitmaps, Events},
+    values::{PointName, Target},
 };
+
+use self::values::{guest_name, rate, target};
+use crate::ids::{DiskName, GuestId};
 
 /// Backs up running QEMU/KVM machines.
 #[derive(Debug, Parser)]
@@ -83,6 +86,21 @@ pub enum Verb {
     Verify(Verify),
     /// Finishes or undoes what a killed command left in a machine and the repository.
     Recover(Recover),
+    /// Has a machine's run stand still; only one that is fleeced, and for an hour at most.
+    Suspend(AtMonitor),
+    /// Lets a suspended run go on.
+    Resume(AtMonitor),
+    /// Ends a machine's run; once all is copied it comes too late.
+    Cancel(AtMonitor),
+    /// Changes how fast a machine's run copies.
+    Bandwidth(Bandwidth),
+    /// The block jobs of a machine, whoever has started them.
+    Jobs(AtMonitor),
+    /// The dirty bitmaps of a machine: lists them; adds, clears or removes one.
+    #[command(subcommand)]
+    Bitmaps(Bitmaps),
+    /// What QEMU tells of a machine, as it happens.
+    Events(Events),
     /// The machines of this host, their disks, and whether they can be backed up.
     Guests(Guests),
 }
@@ -196,25 +214,6 @@ pub struct PointSelection {
     pub guest: Option<String>,
 }
 
-/// A point as a person names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PointName {
-    /// The newest one of a guest.
-    Latest,
-    /// This one.
-    Id(PointId),
-}
-
-impl std::str::FromStr for PointName {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.eq_ignore_ascii_case("latest") {
-            return Ok(Self::Latest);
-        }
-        text.parse().map(Self::Id).map_err(|error: crate::ids::ParseIdError| format!("{error}, or latest"))
-    }
-}
-
 /// `driftline restore`
 #[derive(Debug, Args)]
 pub struct Restore {
@@ -240,15 +239,6 @@ pub struct Restore {
     /// Only say what would be written.
     #[arg(long)]
     pub dry_run: bool,
-}
-
-/// A disk of a point and where it goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Target {
-    /// The disk.
-    pub disk: DiskName,
-    /// The file.
-    pub path: PathBuf,
 }
 
 /// `driftline verify`
@@ -285,36 +275,6 @@ pub struct Guests {
     /// The folder of the machines' files [default: as the host's configuration says].
     #[arg(long, value_name = "DIR")]
     pub guests_dir: Option<PathBuf>,
-}
-
-fn target(text: &str) -> Result<Target, String> {
-    let example = "write DISK=PATH, such as disk0=/var/lib/machines/disk0.qcow2";
-    // Names of disks and of files may hold the sign, too. The first one before what begins as a path ends the disk's name; where
-    // none does, the first one: QEMU takes no id with such a sign, a file is called as one likes.
-    let before_path = ["/", "./", "../"].iter().filter_map(|path| text.find(&format!("={path}"))).min();
-    let (disk, path) = match before_path {
-        Some(at) => (&text[..at], &text[at + 1..]),
-        None => text.split_once('=').ok_or(example)?,
-    };
-    if path.is_empty() {
-        return Err(example.to_owned());
-    }
-    let disk = disk.parse().map_err(|error: crate::ids::ParseIdError| error.to_string())?;
-    Ok(Target { disk, path: path.into() })
-}
-
-fn guest_name(text: &str) -> Result<String, String> {
-    if config::is_guest_name(text) {
-        return Ok(text.to_owned());
-    }
-    Err("write lower case letters, digits, - and dots, such as db-1".to_owned())
-}
-
-fn rate(text: &str) -> Result<u64, String> {
-    match quantity::parse(text) {
-        Ok(0) | Err(_) => Err(format!("{text:?} is not a rate: write bytes per second such as 50Mi, 100M or 52428800")),
-        Ok(rate) => Ok(rate),
-    }
 }
 
 #[cfg(test)]

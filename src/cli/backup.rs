@@ -102,6 +102,7 @@ fn step(state: &RunState) -> String {
     }
     let word = match state.phase {
         Phase::Waiting | Phase::Preparing => "Preparing",
+        Phase::Copying if state.course.is_suspended() => "Suspended: driftline resume lets it go on",
         Phase::Copying => "Copying",
         Phase::Finishing => "Finishing",
         Phase::Complete => "Complete",

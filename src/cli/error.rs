@@ -134,6 +134,12 @@ pub enum CliError {
         /// What is left of it, as a sentence.
         left: String,
     },
+    /// What was wished of a run came after its end.
+    #[error("It came too late. {how}")]
+    CameTooLate {
+        /// How the run has ended, as a sentence.
+        how: String,
+    },
     /// Signals cannot be waited for.
     #[error("Cannot listen to signals")]
     Signals {
@@ -163,6 +169,7 @@ impl CliError {
             Self::NoSuchDisk { .. } => "DiskNotFound",
             Self::Run { reason, .. } => reason,
             Self::Interrupted { .. } | Self::InterruptedLate { .. } => "Interrupted",
+            Self::CameTooLate { .. } => "TooLate",
             Self::Signals { .. } => "SignalsUnavailable",
         }
     }
@@ -188,6 +195,7 @@ impl CliError {
             // Known only once the machine was looked at, but a wrong word all the same.
             Self::Run { reason, .. } if reason == "DiskNotFound" => Exit::Usage,
             Self::Restore(error) if error.reason() == "RestoreInvalid" => Exit::Usage,
+            Self::Engine(EngineError::Bitmap(_)) => Exit::Usage,
             Self::NoSuchGuest { .. }
             | Self::AmbiguousGuest { .. }
             | Self::NoSuchPoint { .. }

@@ -36,6 +36,12 @@ impl Interrupt {
         Ok(Self { token, flag })
     }
 
+    /// Listens for what has nothing to tidy up.
+    pub(super) fn quietly() -> Result<Self, CliError> {
+        let token = shutdown::token().map_err(|source| CliError::Signals { source })?;
+        Ok(Self { token, flag: Arc::default() })
+    }
+
     /// Whether the first signal has come.
     pub(super) fn came(&self) -> bool {
         self.token.is_cancelled()

@@ -31,6 +31,7 @@ pub trait AgentCalls: Send + Sync {
     fn start_backup(&self, request: v1::StartBackupRequest) -> Answer<'_, v1::RunState>;
     fn watch_run<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RunState>>;
     fn cancel_run<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RunState>;
+    fn steer_run<'a>(&'a self, id: &'a str, course: v1::RunCourse) -> Answer<'a, v1::RunState>;
     fn start_restore(&self, request: v1::StartRestoreRequest) -> Answer<'_, v1::RestoreState>;
     fn watch_restore<'a>(&'a self, id: &'a str) -> Answer<'a, Answers<v1::RestoreState>>;
     fn cancel_restore<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RestoreState>;
@@ -108,6 +109,11 @@ impl AgentCalls for Agent {
 
     fn cancel_run<'a>(&'a self, id: &'a str) -> Answer<'a, v1::RunState> {
         let control = Some(v1::control_run_request::Control::Cancel(true));
+        Box::pin(self.control_run(v1::ControlRunRequest { run_uid: id.to_owned(), control }))
+    }
+
+    fn steer_run<'a>(&'a self, id: &'a str, course: v1::RunCourse) -> Answer<'a, v1::RunState> {
+        let control = Some(v1::control_run_request::Control::Course(course));
         Box::pin(self.control_run(v1::ControlRunRequest { run_uid: id.to_owned(), control }))
     }
 

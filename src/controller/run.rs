@@ -29,7 +29,7 @@ pub mod report;
 mod tests;
 
 use check::Target;
-use plan::{Blocker, OnAgent, Plan, Settled, Started, World};
+use plan::{Blocker, Course, OnAgent, Plan, Settled, Started, World};
 use report::Facts;
 
 /// More steps than any reconcile needs; what is left goes on at the next.
@@ -107,6 +107,10 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
                 cancel(&context, &run, node).await;
                 next
             }
+            Plan::Steer { ref node, course } => {
+                steer(&context, &run, node, course).await;
+                next
+            }
             other => other,
         };
         if matches!(next, Plan::Wait { .. }) && world.started.is_some() {
@@ -145,7 +149,10 @@ pub async fn reconcile(context: Arc<Context>, run: Arc<BackupRun>) -> Result<Act
             Plan::Wait { after, .. } | Plan::Pause { after } => return Ok(Action::requeue(after)),
             Plan::Retry { pause, .. } => return Ok(Action::requeue(pause)),
             Plan::Queue { .. } | Plan::Follow => return Ok(Action::requeue(WATCHDOG)),
-            Plan::Cancel { .. } | Plan::Start { .. } => return Ok(Action::requeue(Duration::from_secs(3))),
+            Plan::Suspend { left } => return Ok(Action::requeue(left)),
+            Plan::Cancel { .. } | Plan::Steer { .. } | Plan::Start { .. } => {
+                return Ok(Action::requeue(Duration::from_secs(3)));
+            }
             Plan::Keep { .. } | Plan::Expire | Plan::Release => return Ok(Action::await_change()),
         }
     }
@@ -237,6 +244,7 @@ fn observe(context: &Arc<Context>, run: &BackupRun) -> (World, Target, Facts) {
         deleted: run.metadata.deletion_timestamp.as_ref().map(|t| t.0),
         finalizer: run.finalizers().iter().any(|f| f == FINALIZER),
         cancel: spec.cancel,
+        course: Course { suspend: spec.suspend, bandwidth: bandwidth.ok().flatten().unwrap_or(0) },
         created,
         known_since: status
             .retry_time
@@ -363,4 +371,13 @@ async fn cancel(context: &Arc<Context>, run: &BackupRun, node: &str) {
     }
     // Also where the agent was never heard to take the run: it says so, or tells how the run ended.
     follow(context, run, node);
+}
+
+/// Tells the agent the course that the run shall take; that it was heard comes with the run's state.
+async fn steer(context: &Context, run: &BackupRun, node: &str, course: Course) {
+    let Some(agent) = context.agents.get(node) else { return };
+    let course = v1::RunCourse { suspend: course.suspend, bandwidth: course.bandwidth };
+    if let Err(error) = agent.steer_run(&agent_id(run), course).await {
+        tracing::info!(run = write::full_name(&run.metadata), reason = error.reason(), "{error}");
+    }
 }

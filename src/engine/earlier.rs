@@ -178,7 +178,7 @@ impl Engine {
     }
 
     /// Finishes the run that another process left. One that had not begun is undone: whoever wants it asks again.
-    async fn finish_other(
+    pub(super) async fn finish_other(
         &self,
         monitor: &Monitor,
         control: &RunControl,

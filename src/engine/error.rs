@@ -1,12 +1,14 @@
 //! What can go wrong in a run, one variant for each operation.
 
+mod course;
 mod reason;
 mod words;
 
 use std::{io, path::PathBuf};
 
-pub use self::words::NOTHING_LEFT;
+pub use self::course::CourseError;
 pub(super) use self::words::{GUEST_HARMED, TARGET_STUCK, cancelled, given_up};
+pub use self::words::{NOTHING_LEFT, SUSPEND_NEEDS_FLEECING};
 
 use super::{
     choose::Refusal, data_path::Unsafe, fleecing::Unfleeced, graph::Change, journal::Failure, journal::JournalError,
@@ -252,6 +254,12 @@ pub enum EngineError {
         /// The disk.
         disk: DiskName,
     },
+    /// The course of a run is not what somebody wished.
+    #[error(transparent)]
+    Course(#[from] CourseError),
+    /// What a person wants of a bitmap may not be done.
+    #[error(transparent)]
+    Bitmap(super::bitmaps::BitmapRefusal),
     /// Another process works on the guest.
     #[error("Guest {guest} is in use by {holder}")]
     GuestInUse {

@@ -6,6 +6,8 @@
 //! used as an address: it resolves to whatever filter is on top, and bitmaps put there vanish (measured).
 
 mod eligible;
+#[cfg(test)]
+pub(super) mod fixture;
 mod inspect;
 mod place;
 mod view;

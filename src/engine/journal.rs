@@ -11,6 +11,7 @@ mod fixture;
 mod kept;
 mod record;
 mod store;
+mod wishes;
 
 #[cfg(test)]
 pub(in crate::engine) use self::fixture::{fixture, increment, request};
@@ -19,4 +20,5 @@ pub use self::{
     aside::{Aside, Left},
     record::{Failure, Record, RecordDisk, RecordVariables, State},
     store::{Journal, JournalError},
+    wishes::Waiting,
 };

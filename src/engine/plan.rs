@@ -329,7 +329,7 @@ fn jobs(record: &Record) -> Vec<Action> {
         let mut backup = BlockdevBackup::new(record.job(disk).to_string(), source(record, index, disk), target, sync);
         backup.filter_node_name = Some(record.filter(index));
         backup.x_perf = record.workers.map(|max_workers| BackupPerf { max_workers });
-        backup.speed = (record.request.bandwidth > 0).then_some(record.request.bandwidth);
+        backup.speed = Some(record.bandwidth()).filter(|bandwidth| *bandwidth > 0);
         actions.push(Action::BlockdevBackup(backup));
     }
     actions

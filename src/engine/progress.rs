@@ -5,6 +5,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    course::{Course, OwnerWish},
     journal::{Record, RecordDisk, State},
     request::BackupRequest,
 };
@@ -75,6 +76,15 @@ pub struct RunState {
     /// Whether it is read from a snapshot, so that its target cannot hurt the guest.
     #[serde(default)]
     pub fleeced: bool,
+    /// Bytes per second that were asked for, over each disk's job; 0 is without a limit.
+    #[serde(default)]
+    pub requested_bandwidth: u64,
+    /// What is wished of its course, as the journal has it.
+    #[serde(default)]
+    pub course: Course,
+    /// What this process has heard of whoever asked for it.
+    #[serde(default)]
+    pub heard: OwnerWish,
     /// Each disk.
     pub disks: Vec<DiskState>,
     /// Attempts begun so far.
@@ -145,6 +155,9 @@ impl RunState {
             type_reason: None,
             staged: false,
             fleeced: false,
+            requested_bandwidth: request.bandwidth,
+            course: Course::default(),
+            heard: OwnerWish::default(),
             disks: Vec::new(),
             attempts: 0,
             point: None,
@@ -160,6 +173,7 @@ impl RunState {
         self.checkpoint_time = record.checkpoint_time().filter(|_| !matches!(record.state, State::Sending { .. }));
         (self.kind, self.type_reason) = common_type(record).unzip();
         (self.staged, self.fleeced) = (record.staging.is_some(), record.is_fleeced());
+        self.course = record.course;
         let known = std::mem::take(&mut self.disks);
         self.disks = record
             .disks
@@ -174,7 +188,7 @@ impl RunState {
                     job_status: String::new(),
                     io_status: String::new(),
                     paused: false,
-                    speed: record.request.bandwidth,
+                    speed: record.bandwidth(),
                     total_bytes: disk.virtual_size,
                     done_bytes: 0,
                     stored_bytes: 0,
@@ -184,19 +198,23 @@ impl RunState {
             .collect();
     }
 
-    /// Takes over what `query-jobs` and `query-block-jobs` say.
+    /// Takes over what `query-jobs` and `query-block-jobs` say. QEMU pauses jobs for instants, such as around a drain: that is
+    /// nobody's wish, and is not shown.
     pub fn follow_jobs(&mut self, jobs: &[JobInfo], block_jobs: &[BlockJobInfo]) {
+        let suspended = self.course.is_suspended();
         for disk in &mut self.disks {
             let id = disk.job_id.to_string();
             if let Some(job) = jobs.iter().find(|job| job.id == id) {
-                disk.job_status = status_word(&job.status).to_owned();
+                let status =
+                    if job.status == JobStatus::Paused && !suspended { &JobStatus::Running } else { &job.status };
+                disk.job_status = status_word(status).to_owned();
                 disk.total_bytes = job.total_progress;
                 disk.done_bytes = job.current_progress;
                 disk.error = job.error.clone().unwrap_or_default();
             }
             if let Some(job) = block_jobs.iter().find(|job| job.device == id) {
                 disk.io_status.clone_from(&job.io_status);
-                disk.paused = job.paused;
+                disk.paused = job.paused && suspended;
                 disk.speed = job.speed;
             }
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{data_path::RequestedDataPath, fleecing::RequestedFleecing, progress::RunState};
+use super::{course::OwnerWish, data_path::RequestedDataPath, fleecing::RequestedFleecing, progress::RunState};
 use crate::{
     chain::next::RequestedType,
     ids::{DiskName, GuestId, RepositoryId},
@@ -95,6 +95,8 @@ pub struct PolicyRef {
 pub struct RunControl {
     /// The state, sent at each change.
     pub state: watch::Sender<RunState>,
+    /// What whoever asked for the run wishes of its course.
+    pub owner: watch::Sender<OwnerWish>,
     /// Cancels the run. From the moment that all is copied it comes too late: the point is committed.
     pub cancel: CancellationToken,
     /// Makes `Engine::backup` return soon and leave the jobs going, to be adopted later: what SIGTERM does.
@@ -105,6 +107,7 @@ impl RunControl {
     /// A control nobody has touched yet, for a run that waits.
     pub fn new(request: &BackupRequest, now: jiff::Timestamp) -> Self {
         let (state, _) = watch::channel(RunState::waiting(request, now));
-        Self { state, cancel: CancellationToken::new(), detach: CancellationToken::new() }
+        let (owner, _) = watch::channel(OwnerWish::default());
+        Self { state, owner, cancel: CancellationToken::new(), detach: CancellationToken::new() }
     }
 }

@@ -17,6 +17,7 @@ mod look;
 mod overlay;
 mod prepare;
 mod scratch;
+mod steer;
 
 use std::{
     os::fd::OwnedFd,
@@ -32,6 +33,7 @@ pub(super) use self::{
 use super::{
     EngineError, Inner,
     asks::Ask,
+    course::Course,
     error::cancelled,
     journal::{Failure, Record, State},
     lock::GuestLock,
@@ -84,6 +86,13 @@ pub(super) enum Driven {
     SetAside(EngineError),
     /// The engine cannot go on; the journal stands.
     Broken(EngineError),
+}
+
+/// What the attempts before have left to the next one.
+struct Before {
+    attempts: u32,
+    started: jiff::Timestamp,
+    course: Course,
 }
 
 /// A repository with the right to write to the guest's folder.
@@ -167,14 +176,14 @@ impl<'a> Run<'a> {
     }
 
     async fn go_through(&mut self, request: &BackupRequest, record: Option<Record>) {
-        let (mut attempts, mut started) = (0, self.state.start_time);
+        let mut before = Before { attempts: 0, started: self.state.start_time, course: Course::default() };
         let mut current = record;
         loop {
             let mut record = match current.take() {
                 Some(record) => record,
                 None => {
                     self.unwritten = true;
-                    let begun = self.begin(request, attempts + 1, started).await;
+                    let begun = self.begin(request, &before).await;
                     self.unwritten = false;
                     match begun {
                         Ok(Begun::Now(record)) => {
@@ -191,7 +200,9 @@ impl<'a> Run<'a> {
                     let error = EngineError::TooManyAttempts { attempts: record.attempts };
                     return self.not_begun(request, Halt::Failed(error)).await;
                 }
-                Driven::StartOver => (attempts, started) = (record.attempts, record.started),
+                Driven::StartOver => {
+                    before = Before { attempts: record.attempts, started: record.started, course: record.course };
+                }
                 Driven::Broken(error) | Driven::SetAside(error) => {
                     // Not published: the journal keeps the run, which may still become a point.
                     self.state.fail(&error.failure(), self.now());
@@ -245,10 +256,14 @@ impl<'a> Run<'a> {
     async fn advance(&mut self, record: &mut Record) -> Done<Option<Driven>> {
         // Before anything else, letting go included: nobody may come for a while, and the guest stands still until then.
         let continued = self.continue_guest(record).await;
-        if matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. }) {
+        let can_change = matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. });
+        if can_change {
             self.check()?;
         }
         continued?;
+        if can_change && !self.hear(record).await? {
+            return Ok(None);
+        }
         if self.own {
             self.state.follow_record(record);
         }
@@ -340,8 +355,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         if self.own {
+            self.state.heard = *self.control.owner.borrow();
             self.control.state.send_if_modified(|shown| {
                 let changed = *shown != self.state;
                 if changed {

@@ -241,8 +241,12 @@ pub struct BlockJobInfo {
     pub offset: u64,
     /// Bytes per second at most; 0 is no bound.
     pub speed: u64,
-    /// True when it stands still.
+    /// True while it does something.
+    pub busy: bool,
+    /// True when it stands still, whoever wished it and however shortly.
     pub paused: bool,
+    /// True when it waits to be completed.
+    pub ready: bool,
     /// `ok`, `failed` or `nospace`.
     pub io_status: String,
     /// Where it stands.

@@ -13,10 +13,13 @@ use serde_json::Value;
 pub use self::{
     block::{
         Action, AddFd, AddedFd, BackupPerf, BitmapAdd, BitmapMerge, BitmapMode, BitmapRef, BlockDirtyBitmapAdd,
-        BlockDirtyBitmapRemove, BlockSetWriteThreshold, BlockdevAdd, BlockdevBackup, BlockdevDel, QueryBlock,
-        QueryBlockGraph, QueryFdsets, QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
+        BlockDirtyBitmapClear, BlockDirtyBitmapRemove, BlockSetWriteThreshold, BlockdevAdd, BlockdevBackup,
+        BlockdevDel, QueryBlock, QueryBlockGraph, QueryFdsets, QueryNamedBlockNodes, RemoveFd, Sync, Transaction,
     },
-    job::{BlockJobSetSpeed, BlockStream, JobCancel, JobDismiss, QueryBlockJobs, QueryJobs, Yank, YankInstance},
+    job::{
+        BlockJobSetSpeed, BlockStream, JobCancel, JobDismiss, JobPause, JobResume, QueryBlockJobs, QueryJobs, Yank,
+        YankInstance,
+    },
 };
 use super::{
     block::{MigrationInfo, QomProperty, StatusInfo},

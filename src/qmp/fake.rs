@@ -175,6 +175,11 @@ impl FakeQemu {
         self.inner.lock().finish_jobs();
     }
 
+    /// Somebody lets all paused jobs go on.
+    pub fn resume_jobs(&self) {
+        self.inner.lock().model.resume_jobs();
+    }
+
     /// A job fails. False when no such job runs.
     pub fn fail_job(&self, job: &str, error: &str) -> bool {
         self.inner.lock().end_job(job, Some(error))

@@ -299,6 +299,33 @@ impl Agent {
         self.many("ListPoints", client.list_points(request)).await
     }
 
+    /// The jobs of a guest, whoever has started them.
+    ///
+    /// # Errors
+    /// When the guest is not there, or its QEMU does not say.
+    pub async fn jobs(&self, guest: v1::GuestRef) -> Result<v1::JobsResponse, RpcError> {
+        let mut client = self.0.client.clone();
+        self.once("Jobs", client.jobs(timed(v1::JobsRequest { guest: Some(guest) }))).await
+    }
+
+    /// The dirty bitmaps of a guest, after what is asked for was done to one of them.
+    ///
+    /// # Errors
+    /// When that may not be done; then nothing was.
+    pub async fn bitmaps(&self, request: v1::BitmapsRequest) -> Result<v1::BitmapsResponse, RpcError> {
+        let mut client = self.0.client.clone();
+        self.once("Bitmaps", client.bitmaps(timed(request))).await
+    }
+
+    /// What a guest's QEMU tells from now on, until QEMU ends.
+    ///
+    /// # Errors
+    /// When the guest is not there.
+    pub async fn events(&self, request: v1::EventsRequest) -> Result<Answers<v1::Event>, RpcError> {
+        let mut client = self.0.client.clone();
+        self.many("Events", client.events(request)).await
+    }
+
     async fn once<T>(
         &self,
         call: &'static str,

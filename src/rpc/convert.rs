@@ -12,6 +12,7 @@ use crate::{
     engine::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
         RequestedDataPath, RequestedFleecing, RequestedType, RunState,
+        course::OwnerWish,
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -29,7 +30,7 @@ pub fn run_uid(text: &str) -> Result<String, Refusal> {
 }
 
 /// What a request breaks.
-fn invalid(message: impl Into<String>) -> Refusal {
+pub fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::new(Kind::Invalid, "InvalidRequest", message)
 }
 
@@ -63,13 +64,12 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         v1::DataPath::Direct => RequestedDataPath::Direct,
         v1::DataPath::Staged => RequestedDataPath::Staged,
     };
-    let guest = request.guest.ok_or_else(|| invalid("The request names no guest"))?;
     let names = |names: Vec<String>| names.iter().map(|name| name.parse()).collect::<Result<Vec<DiskName>, _>>();
     let policy = PolicyRef { name: request.policy_name, uid: request.policy_uid };
     Ok(BackupRequest {
         run: run_uid(&request.run_uid)?,
         run_name: request.run_name,
-        guest: GuestRef { uuid: guest.uuid.parse()?, name: guest.name, namespace: guest.namespace },
+        guest: guest(request.guest)?,
         repository: repository(request.repository)?,
         kind,
         fleecing,
@@ -78,6 +78,15 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         bandwidth: request.bandwidth,
         policy: (!policy.uid.is_empty()).then_some(policy),
     })
+}
+
+/// A guest by its names and its identity.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub fn guest(guest: Option<v1::GuestRef>) -> Result<GuestRef, Refusal> {
+    let guest = guest.ok_or_else(|| invalid("The request names no guest"))?;
+    Ok(GuestRef { uuid: guest.uuid.parse()?, name: guest.name, namespace: guest.namespace })
 }
 
 /// A repository's path and id.
@@ -167,7 +176,24 @@ pub fn run_state(state: &RunState, session: &str) -> v1::RunState {
         retriable: state.retriable,
         staged: state.staged,
         fleeced: state.fleeced,
+        heard: Some(heard(state)),
+        suspended_since: millis(state.course.since),
+        suspended_by_host: state.course.host_suspends,
     }
+}
+
+/// The owner's wish as it was heard, by this start of the agent or by an earlier one.
+fn heard(state: &RunState) -> v1::RunCourse {
+    let (now, before) = (state.heard, state.course.owner);
+    v1::RunCourse {
+        suspend: now.suspend.or(before.suspend).unwrap_or(false),
+        bandwidth: now.bandwidth.or(before.bandwidth).unwrap_or(state.requested_bandwidth),
+    }
+}
+
+/// What the owner of a run wishes of its course.
+pub fn owner_wish(course: v1::RunCourse) -> OwnerWish {
+    OwnerWish { suspend: Some(course.suspend), bandwidth: Some(course.bandwidth) }
 }
 
 fn requested_type(kind: RequestedType) -> v1::BackupType {

@@ -120,7 +120,7 @@ fn a_key_that_does_not_exist_is_named() {
 }
 
 #[test]
-fn a_run_cannot_be_changed_but_by_cancel_which_latches() {
+fn a_run_cannot_be_changed_but_in_its_course_and_a_cancel_latches() {
     let namespace = plane().namespace("latch");
     apply(&namespace, &run("")).ok();
     let patch = |spec: &str| {
@@ -131,10 +131,14 @@ fn a_run_cannot_be_changed_but_by_cancel_which_latches() {
         (r#"{"guestRef":{"name":"h"}}"#, "make a new BackupRun under another name"),
         (r#"{"repositoryRef":{"name":"s"}}"#, "make a new BackupRun under another name"),
         (r#"{"disks":{"include":["a"]}}"#, "disks of a run cannot be changed"),
+        (r#"{"transfer":{"dataPath":"Staged"}}"#, "of transfer only bandwidth can be changed"),
         (r#"{"backoffLimit":7}"#, "backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed"),
     ] {
         let refusal = patch(spec).refused();
         assert!(refusal.contains(why), "{spec} was refused with {refusal}");
+    }
+    for spec in [r#"{"suspend":true}"#, r#"{"transfer":{"bandwidth":"1Mi"}}"#, r#"{"transfer":null,"suspend":false}"#] {
+        patch(spec).ok();
     }
     patch(r#"{"cancel":true}"#).ok();
     let refusal = patch(r#"{"cancel":false}"#).refused();

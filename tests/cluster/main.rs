@@ -22,6 +22,7 @@ mod release;
 mod certificates;
 mod chart;
 mod columns;
+mod course;
 mod deletion;
 mod docs;
 mod docs_pods;

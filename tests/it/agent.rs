@@ -5,6 +5,7 @@ mod content;
 mod guests;
 mod held;
 mod life;
+mod machine;
 mod runs;
 mod tls;
 

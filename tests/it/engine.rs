@@ -2,6 +2,7 @@
 //! no committed point lost, nothing left behind, at most one transaction.
 
 mod away;
+mod course;
 mod crashes;
 mod durable;
 mod hangs;
@@ -13,3 +14,4 @@ mod order;
 mod parents;
 mod scenarios;
 mod scratch;
+mod shape;

@@ -1,5 +1,6 @@
 //! The built command against a real QEMU: what a person types, what comes out, what is left behind.
 
+mod course;
 mod interrupted;
 mod json;
 mod refused;

@@ -2,6 +2,7 @@
 //! whoever dies, and nothing is left behind.
 
 mod away;
+mod course;
 mod definition;
 mod filters;
 mod fleeced;

@@ -12,6 +12,7 @@ fn run() -> BackupRun {
             disks: None,
             fleecing: None,
             transfer: None,
+            suspend: false,
             cancel: false,
             backoff_limit: 2,
             active_deadline: default_active_deadline(),
@@ -34,14 +35,16 @@ fn limited(bandwidth: &str) -> Transfer {
 type Change = (&'static str, fn(&mut BackupRunSpec));
 
 #[test]
-fn no_field_but_cancel_may_change() {
+fn only_what_steers_a_run_may_change() {
     let changes: [Change; 10] = [
         ("guestRef", |s| s.guest_ref.name = "x".to_owned()),
         ("repositoryRef", |s| s.repository_ref.name = "x".to_owned()),
         ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
         ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
         ("fleecing", |s| s.fleecing = Some(Fleecing { mode: FleecingMode::Never })),
-        ("transfer", |s| s.transfer = Some(limited("1Mi"))),
+        ("transfer.dataPath", |s| {
+            s.transfer = Some(Transfer { data_path: DataPath::Staged, ..limited("1Mi") });
+        }),
         ("backoffLimit", |s| s.backoff_limit = 3),
         ("activeDeadline", |s| s.active_deadline = "1h".to_owned()),
         ("ttlAfterFinished", |s| s.ttl_after_finished = Some("1h".to_owned())),
@@ -101,4 +104,27 @@ fn what_a_person_leaves_out_has_its_default() {
         serde_json::from_value(serde_json::json!({"guestRef": {"name": "g"}, "repositoryRef": {"name": "r"}})).unwrap();
     assert_eq!((spec.backup_type, spec.backoff_limit, spec.active_deadline.as_str()), (BackupType::Auto, 2, "24h"));
     assert!(!spec.cancel);
+}
+
+#[test]
+fn a_run_is_suspended_resumed_and_given_another_bandwidth() {
+    let changes: [Change; 4] = [
+        ("suspend", |s| s.suspend = true),
+        ("bandwidth", |s| s.transfer = Some(limited("1Mi"))),
+        ("bandwidth", |s| s.transfer = Some(limited("2Mi"))),
+        ("several", |s| {
+            s.transfer = Some(limited("3Mi"));
+            (s.suspend, s.cancel) = (true, true);
+        }),
+    ];
+    let mut before = run();
+    for (field, change) in changes {
+        let mut new = before.clone();
+        change(&mut new.spec);
+        new.validate_cel_update(&before).unwrap_or_else(|errors| panic!("{field}: {errors:?}"));
+        before = new;
+    }
+    let mut resumed = before.clone();
+    resumed.spec.suspend = false;
+    resumed.validate_cel_update(&before).unwrap();
 }

@@ -26,7 +26,19 @@ impl Cli {
             | Command::Agent(_)
             | Command::Certs(_)
             | Command::Crds
-            | Command::Verb(Verb::Restore(_) | Verb::Verify(_) | Verb::Recover(_) | Verb::Guests(_)) => Ok(()),
+            | Command::Verb(
+                Verb::Restore(_)
+                | Verb::Verify(_)
+                | Verb::Recover(_)
+                | Verb::Suspend(_)
+                | Verb::Resume(_)
+                | Verb::Cancel(_)
+                | Verb::Bandwidth(_)
+                | Verb::Jobs(_)
+                | Verb::Bitmaps(_)
+                | Verb::Events(_)
+                | Verb::Guests(_),
+            ) => Ok(()),
         }
     }
 }

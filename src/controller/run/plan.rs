@@ -84,6 +84,23 @@ pub struct Started {
     pub lost_since: Option<Timestamp>,
 }
 
+/// The course that a run shall take while its disks are copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Course {
+    /// Whether the copy shall stand still.
+    pub suspend: bool,
+    /// Bytes per second of each disk's job; 0 is without a limit.
+    pub bandwidth: u64,
+}
+
+impl Course {
+    /// The one that the agent has heard.
+    fn heard(state: &v1::RunState) -> Course {
+        let heard = state.heard.unwrap_or_default();
+        Course { suspend: heard.suspend, bandwidth: heard.bandwidth }
+    }
+}
+
 /// How a run ended, as its status says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settled {
@@ -102,6 +119,8 @@ pub struct World {
     pub finalizer: bool,
     /// Whether it shall be cancelled.
     pub cancel: bool,
+    /// The course that it shall take.
+    pub course: Course,
     /// From when on its time counts.
     pub created: Timestamp,
     /// Since when it waits for this blocker: its creation, the end of the queue or of another blocker, or the
@@ -151,6 +170,11 @@ pub enum Plan {
         /// How many are in front.
         position: i32,
     },
+    /// It waits until its spec does not suspend it.
+    Suspend {
+        /// How long until its time is over.
+        left: Duration,
+    },
     /// A try failed and the next one is not due yet.
     Pause {
         /// Until then.
@@ -170,6 +194,13 @@ pub enum Plan {
     },
     /// It is going: show how far.
     Follow,
+    /// Tell the agent the course that it shall take.
+    Steer {
+        /// The node.
+        node: String,
+        /// The course.
+        course: Course,
+    },
     /// Ask the agent to cancel it.
     Cancel {
         /// The node.
@@ -254,6 +285,10 @@ fn going(world: &World, started: &Started, now: Timestamp) -> Plan {
                 Some(_) => Plan::Follow,
                 None if world.cancel || world.deleted.is_some() => cancel(started, Reason::Cancelled),
                 None if late => cancel(started, Reason::DeadlineExceeded),
+                // What is copied cannot be steered any more.
+                None if state.phase() != v1::RunPhase::Finishing && Course::heard(state) != world.course => {
+                    Plan::Steer { node: started.node.clone(), course: world.course }
+                }
                 None => Plan::Follow,
             },
         },
@@ -343,6 +378,9 @@ fn waiting(world: &World, now: Timestamp) -> Plan {
         Ok(node) => node.clone(),
         Err(blocker) => return wait(blocker, world, now),
     };
+    if world.course.suspend {
+        return Plan::Suspend { left: world.deadline.saturating_sub(age) };
+    }
     match &world.in_front {
         Some((behind, position)) => Plan::Queue { behind: behind.clone(), position: *position },
         None => Plan::Intend { node, attempt: world.attempts + 1 },

@@ -13,6 +13,7 @@ use crate::{
         words::Reason,
     },
     controller::{backup_type, begin_to_wait, seen, signed, since, time},
+    engine::SUSPEND_NEEDS_FLEECING,
     rpc::v1,
 };
 
@@ -84,8 +85,10 @@ pub fn report(
         }
         Plan::Wait { .. }
         | Plan::Pause { .. }
+        | Plan::Suspend { .. }
         | Plan::Start { .. }
         | Plan::Follow
+        | Plan::Steer { .. }
         | Plan::Cancel { .. }
         | Plan::Fail { .. }
         | Plan::Keep { .. }
@@ -127,6 +130,10 @@ pub fn report(
         facts.generation,
         now,
     );
+    if let Some((word, reason, message)) = suspended(plan, world, &status) {
+        let why = (reason.as_str(), message.as_str());
+        condition::set(&mut status.conditions, condition::SUSPENDED, word, why, facts.generation, now);
+    }
     condition::set_stage(&mut status.conditions, stage, why, facts.generation, now);
     phase.clone_into(&mut status.phase);
     status
@@ -193,7 +200,8 @@ fn words(plan: &Plan, world: &World) -> (&'static str, Stage, String, String) {
                 format!("The agent of node {node} is being asked to cancel ({}).", reason.as_str()),
             )
         }
-        Plan::Follow | Plan::Keep { .. } | Plan::Expire | Plan::Release => {
+        Plan::Suspend { .. } => going("Suspended", Reason::Suspended, Reason::Suspended.meaning().to_owned()),
+        Plan::Follow | Plan::Steer { .. } | Plan::Keep { .. } | Plan::Expire | Plan::Release => {
             let (phase, message) = phase(world);
             match trouble(world) {
                 Some((reason, trouble)) => (phase, Stage::Reconciling, reason, trouble),
@@ -223,6 +231,9 @@ fn phase(world: &World) -> (&'static str, String) {
             v1::RunPhase::Unspecified | v1::RunPhase::Waiting if state.message.is_empty() => starting(started),
             v1::RunPhase::Unspecified | v1::RunPhase::Waiting => ("Queued", state.message.clone()),
             v1::RunPhase::Preparing => ("Preparing", "The targets are being made.".to_owned()),
+            v1::RunPhase::Copying if state.suspended_since > 0 => {
+                ("Suspended", "The checkpoint stands; the copy stands still.".to_owned())
+            }
             v1::RunPhase::Copying => ("Copying", "The checkpoint stands; the disks are being copied.".to_owned()),
             v1::RunPhase::Finishing | v1::RunPhase::Complete | v1::RunPhase::Failed | v1::RunPhase::Cancelled => {
                 ("Finishing", "All is copied; the data is being checked and made durable.".to_owned())
@@ -230,6 +241,24 @@ fn phase(world: &World) -> (&'static str, String) {
         },
     };
     (phase, format!("{message}{lost}"))
+}
+
+/// Whether the run stands still, and why; none for one that never was to.
+fn suspended(plan: &Plan, world: &World, status: &BackupRunStatus) -> Option<(&'static str, String, String)> {
+    let of = |word, reason: Reason| Some((word, reason.as_str().to_owned(), reason.meaning().to_owned()));
+    if let Plan::Suspend { .. } = plan {
+        return of("True", Reason::Suspended);
+    }
+    if let Some(Started { on_agent: OnAgent::State(state), .. }) = &world.started {
+        if state.suspended_since > 0 {
+            return of("True", if world.course.suspend { Reason::Suspended } else { Reason::SuspendedOnHost });
+        }
+        if world.course.suspend && state.reason == SUSPEND_NEEDS_FLEECING {
+            return Some(("False", state.reason.clone(), state.message.clone()));
+        }
+    }
+    let before = condition::find(&status.conditions, condition::SUSPENDED)?;
+    if before.status == "True" { of("False", Reason::Resumed) } else { None }
 }
 
 /// What an agent says of a run that has begun and has not ended, beyond its phase: what it waits for, or what holds it.

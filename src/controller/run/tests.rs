@@ -15,6 +15,7 @@ fn world() -> World {
         deleted: None,
         finalizer: false,
         cancel: false,
+        course: Course::default(),
         created: at(0),
         known_since: at(0),
         deadline: Duration::from_secs(3_600),
@@ -289,4 +290,66 @@ fn nothing_new_makes_no_new_status() {
     assert_eq!(report::report(&Plan::Follow, &world, &facts, Some(&first), at(100)), first);
     let silent = going(OnAgent::Silent);
     assert_eq!(report::report(&Plan::Follow, &silent, &facts, Some(&first), at(900)), first);
+}
+
+#[test]
+fn a_run_that_its_spec_suspends_is_not_started_and_lets_others_pass() {
+    let course = Course { suspend: true, bandwidth: 0 };
+    let waiting = World { course, ..world() };
+    let step = plan(&waiting, at(600));
+    assert_eq!(step, Plan::Suspend { left: Duration::from_secs(3_000) });
+    let status = report(&step, &waiting, &Facts::default(), None, at(600));
+    assert_eq!(status.phase, "Suspended", "not Queued, which would hold up later runs");
+    let told = crate::api::condition::find(&status.conditions, "Suspended").unwrap();
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("True", "Suspended"));
+    let going = World { course: Course::default(), ..waiting.clone() };
+    let step = plan(&going, at(601));
+    assert!(matches!(step, Plan::Intend { .. }), "{step:?}");
+    let status = report(&step, &going, &Facts::default(), Some(&status), at(601));
+    let told = crate::api::condition::find(&status.conditions, "Suspended").unwrap();
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("False", "Resumed"));
+    assert!(matches!(plan(&World { cancel: true, ..waiting.clone() }, at(600)), Plan::Fail { .. }));
+    assert!(matches!(plan(&waiting, at(3_600)), Plan::Fail { .. }), "its deadline goes on counting");
+}
+
+#[test]
+fn an_agent_is_told_the_course_that_it_has_not_heard() {
+    let wanted = Course { suspend: true, bandwidth: 7 };
+    let heard = |phase: RunPhase, course: Course| {
+        let heard = Some(crate::rpc::v1::RunCourse { suspend: course.suspend, bandwidth: course.bandwidth });
+        let state = RunState { phase: phase.into(), heard, ..RunState::default() };
+        World { course: wanted, ..going(OnAgent::State(Box::new(state))) }
+    };
+    for phase in [RunPhase::Waiting, RunPhase::Preparing, RunPhase::Copying] {
+        let step = plan(&heard(phase, Course::default()), at(10));
+        assert_eq!(step, Plan::Steer { node: "n1".to_owned(), course: wanted }, "{phase:?}");
+        assert_eq!(plan(&heard(phase, wanted), at(10)), Plan::Follow, "{phase:?}");
+    }
+    assert_eq!(plan(&heard(RunPhase::Finishing, Course::default()), at(10)), Plan::Follow, "it comes too late");
+    let cancelled = World { cancel: true, ..heard(RunPhase::Copying, Course::default()) };
+    assert!(matches!(plan(&cancelled, at(10)), Plan::Cancel { .. }));
+}
+
+#[test]
+fn a_status_says_whether_a_run_stands_still_and_because_of_whom() {
+    let shown = |course: Course, state: RunState, old: Option<&BackupRunStatus>| {
+        let world = World { course, ..going(OnAgent::State(Box::new(state))) };
+        report(&Plan::Follow, &world, &Facts::default(), old, at(10))
+    };
+    let told = |status: &BackupRunStatus| {
+        let found = crate::api::condition::find(&status.conditions, "Suspended");
+        found.map(|told| (told.status.clone(), told.reason.clone()))
+    };
+    let of = |word: &str, reason: &str| Some((word.to_owned(), reason.to_owned()));
+    let copying = RunState { phase: RunPhase::Copying.into(), ..RunState::default() };
+    let still = RunState { suspended_since: 1, ..copying.clone() };
+    let suspended = Course { suspend: true, bandwidth: 0 };
+    assert_eq!(told(&shown(Course::default(), copying.clone(), None)), None);
+    let status = shown(suspended, still.clone(), None);
+    assert_eq!((told(&status), status.phase.as_str()), (of("True", "Suspended"), "Suspended"));
+    let status = shown(Course::default(), still, None);
+    assert_eq!(told(&status), of("True", "SuspendedOnHost"));
+    assert_eq!(told(&shown(Course::default(), copying.clone(), Some(&status))), of("False", "Resumed"));
+    let refused = RunState { reason: "SuspendNeedsFleecing".into(), message: "It goes on".into(), ..copying };
+    assert_eq!(told(&shown(suspended, refused, None)), of("False", "SuspendNeedsFleecing"));
 }

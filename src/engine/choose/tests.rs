@@ -2,27 +2,15 @@
 
 use super::*;
 use crate::{
-    engine::{graph::Ineligible, journal::request},
+    engine::{
+        graph::{Ineligible, fixture},
+        journal::request,
+    },
     qmp::Version,
 };
 
 fn disk(name: &str, ineligible: Option<Ineligible>) -> DiskFacts {
-    DiskFacts {
-        name: name.parse().unwrap(),
-        qdev: name.to_owned(),
-        node_name: format!("n-{name}"),
-        top_node: format!("n-{name}"),
-        filters: Vec::new(),
-        driver: "qcow2".to_owned(),
-        format: "qcow2".to_owned(),
-        file: String::new(),
-        virtual_size: 1 << 20,
-        persistent_bitmaps: true,
-        ineligible,
-        foreign_job: None,
-        bitmaps: Vec::new(),
-        bitmaps_below: Vec::new(),
-    }
+    DiskFacts { ineligible, ..fixture::disk(name) }
 }
 
 fn guest(disks: Vec<DiskFacts>) -> GuestFacts {

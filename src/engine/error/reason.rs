@@ -44,6 +44,8 @@ impl EngineError {
             Self::FilterStuck { .. } | Self::FilterUsed { .. } => "FilterStuck",
             Self::DiskShrunk { .. } => TypeReason::DiskShrunk.as_str(),
             Self::TooManyAttempts { .. } => "TooManyAttempts",
+            Self::Bitmap(refusal) => refusal.reason(),
+            Self::Course(error) => error.reason(),
             Self::DescriptorsKept { .. } => "DescriptorsKept",
             Self::JobStuck { .. } | Self::NotCleared { .. } => TARGET_STUCK,
             Self::CommitUnknown { .. } => "RepositoryUnavailable",
@@ -68,6 +70,8 @@ impl EngineError {
             Self::TargetUnsafe { .. }
             | Self::ReadOnly { .. }
             | Self::NotFleeced { .. }
+            | Self::Bitmap(_)
+            | Self::Course(_)
             | Self::EarlierOutsideRoots { .. } => Retry::OnChange,
             Self::NoSpace { .. }
             | Self::Sentinel { .. }

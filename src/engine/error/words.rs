@@ -9,6 +9,9 @@ pub(in crate::engine) const GUEST_HARMED: &str = "GuestHarmed";
 /// What a run has left cannot be removed yet.
 pub(in crate::engine) const TARGET_STUCK: &str = "TargetStuck";
 
+/// A run that is not fleeced cannot stand still.
+pub const SUSPEND_NEEDS_FLEECING: &str = "SuspendNeedsFleecing";
+
 /// What is said of a cancelled run where nothing else is to be said.
 pub const NOTHING_LEFT: &str = "The run was cancelled; nothing of it is left";
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     chain::next::{BackupType, Choice, TypeReason},
-    engine::graph::DiskFacts,
+    engine::graph::{DiskFacts, fixture},
     qmp::Version,
 };
 
@@ -11,20 +11,8 @@ const MIB: u64 = 1 << 20;
 
 fn guest(major: u32, minor: u32, filters: &[&str]) -> GuestFacts {
     let disk = |name: &str, filters: &[&str]| DiskFacts {
-        name: name.parse().unwrap(),
-        qdev: name.to_owned(),
-        node_name: format!("n-{name}"),
-        top_node: format!("n-{name}"),
         filters: filters.iter().map(|f| (*f).to_owned()).collect(),
-        driver: "qcow2".to_owned(),
-        format: "qcow2".to_owned(),
-        file: String::new(),
-        virtual_size: 0,
-        persistent_bitmaps: true,
-        ineligible: None,
-        foreign_job: None,
-        bitmaps: Vec::new(),
-        bitmaps_below: Vec::new(),
+        ..fixture::disk(name)
     };
     GuestFacts {
         uuid: None,

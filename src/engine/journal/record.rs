@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chain::next::{BackupType, Base, Choice},
-    engine::request::BackupRequest,
+    engine::{course::Course, request::BackupRequest},
     ids::{AttemptId, BitmapName, BitmapRole, DiskName, JobId, LineageId, NodeName, NodeRole, PointId},
     qmp::Process,
 };
@@ -33,6 +33,9 @@ pub struct Record {
     pub point: PointId,
     /// QEMU's process; "QEMU is gone" is proven by it, never by a refused connection. None where it is not seen.
     pub process: Option<Process>,
+    /// The monitor's socket, by which a person finds the run. Empty in a record of an earlier version.
+    #[serde(default)]
+    pub monitor: PathBuf,
     /// QEMU's version.
     pub qemu: String,
     /// Whether the guest was not stopped by an I/O error when the attempt began.
@@ -48,6 +51,9 @@ pub struct Record {
     /// Whether the guest may stand still because of the attempt: then it is continued before anything else.
     #[serde(default)]
     pub stopping: bool,
+    /// What is wished of its course.
+    #[serde(default, skip_serializing_if = "Course::is_default")]
+    pub course: Course,
     /// The block graph as it was resolved, for the manifest.
     #[serde(default)]
     pub block_graph: serde_json::Value,
@@ -188,6 +194,11 @@ impl Record {
     /// Whether the jobs read from a snapshot, so that their targets cannot hurt the guest.
     pub fn is_fleeced(&self) -> bool {
         self.disks.iter().any(|disk| disk.scratch.is_some())
+    }
+
+    /// Bytes per second over each disk's job; 0 is without a limit.
+    pub fn bandwidth(&self) -> u64 {
+        self.course.bandwidth.unwrap_or(self.request.bandwidth)
     }
 
     /// The most bytes of the scratch folder that the attempt may take.

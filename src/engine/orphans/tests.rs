@@ -1,7 +1,10 @@
 //! Which bitmaps go, and which never do.
 
 use super::*;
-use crate::ids::LineageId;
+use crate::{
+    engine::graph::fixture::{self, bitmap},
+    ids::LineageId,
+};
 
 const REPOSITORY: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
 
@@ -17,41 +20,14 @@ fn name(n: u64, of: u32, role: BitmapRole) -> String {
     BitmapName::new(&REPOSITORY.parse().unwrap(), &point(n), &lineage(of), role).to_string()
 }
 
-fn bitmap(name: &str) -> BitmapFacts {
-    BitmapFacts {
-        name: name.to_owned(),
-        bytes: 0,
-        ours: true,
-        recording: true,
-        busy: false,
-        persistent: true,
-        inconsistent: false,
-    }
-}
-
 fn disk(bitmaps: Vec<BitmapFacts>) -> DiskFacts {
-    DiskFacts {
-        name: "disk0".parse().unwrap(),
-        qdev: "disk0".to_owned(),
-        node_name: "n0".to_owned(),
-        top_node: "n0".to_owned(),
-        filters: Vec::new(),
-        driver: "qcow2".to_owned(),
-        format: "qcow2".to_owned(),
-        file: String::new(),
-        virtual_size: 1,
-        persistent_bitmaps: true,
-        ineligible: None,
-        foreign_job: None,
-        bitmaps,
-        bitmaps_below: Vec::new(),
-    }
+    DiskFacts { bitmaps, ..fixture::disk("disk0") }
 }
 
 fn start(bitmaps: Vec<BitmapFacts>, committed: &[u64], in_flight: &[u64]) -> Vec<String> {
     let set = |points: &[u64]| points.iter().map(|n| point(*n)).collect::<BTreeSet<_>>();
     let gone = at_start(&[disk(bitmaps)], &REPOSITORY.parse().unwrap(), &set(committed), &set(in_flight));
-    assert!(gone.iter().all(|bitmap| bitmap.node == "n0"));
+    assert!(gone.iter().all(|bitmap| bitmap.node == "n-disk0"));
     gone.into_iter().map(|bitmap| bitmap.name).collect()
 }
 

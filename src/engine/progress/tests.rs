@@ -1,7 +1,10 @@
 //! What is shown after each answer of QEMU.
 
 use super::*;
-use crate::engine::journal::{Failure, State, fixture};
+use crate::engine::{
+    course::HostWish,
+    journal::{Failure, State, fixture},
+};
 
 fn running() -> (Record, RunState) {
     let mut record = fixture();
@@ -41,11 +44,18 @@ fn the_newest_answers_are_shown_and_survive_the_next_state_of_the_journal() {
         len: 0,
         offset: 0,
         speed: 1000,
+        busy: false,
         paused: true,
+        ready: false,
         io_status: "nospace".to_owned(),
         status: JobStatus::Paused,
     };
-    state.follow_jobs(&[job(&record, JobStatus::Paused, Some("No space left on device"))], &[block]);
+    let jobs = [job(&record, JobStatus::Paused, Some("No space left on device"))];
+    state.follow_jobs(&jobs, std::slice::from_ref(&block));
+    assert_eq!((state.disks[0].job_status.as_str(), state.disks[0].paused), ("running", false), "QEMU's own pause");
+    record.course = record.course.heard_host(HostWish::Suspend, record.started);
+    state.follow_record(&record);
+    state.follow_jobs(&jobs, &[block]);
     record.state = State::Copied { at: record.started };
     state.follow_record(&record);
     let disk = &state.disks[0];

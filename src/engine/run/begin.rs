@@ -2,9 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use jiff::Timestamp;
-
-use super::{Done, EngineError, Run, Store, fleece::device_of, follow::is_migrating, scratch::Shares};
+use super::{Before, Done, EngineError, Run, Store, fleece::device_of, follow::is_migrating, scratch::Shares};
 use crate::{
     chain::graph::Graph,
     engine::{
@@ -19,7 +17,7 @@ use crate::{
     },
     ids::{AttemptId, BitmapName, LineageId, PointId},
     qmp::{
-        Client, Process,
+        Address, Client, Process,
         command::{BlockDirtyBitmapRemove, BlockdevBackup, Command, QueryMigrate},
         process::FileSystem,
     },
@@ -43,8 +41,9 @@ pub(super) enum Begun {
 
 impl Run<'_> {
     /// Everything up to the first state of the journal. Nothing is left behind when it fails.
-    pub(super) async fn begin(&mut self, request: &BackupRequest, attempts: u32, started: Timestamp) -> Done<Begun> {
+    pub(super) async fn begin(&mut self, request: &BackupRequest, before: &Before) -> Done<Begun> {
         self.check()?;
+        let attempts = before.attempts + 1;
         self.state.attempts = attempts;
         self.phase(Phase::Preparing);
         // A machine that is not there costs the repository nothing.
@@ -112,17 +111,19 @@ impl Run<'_> {
             format: Record::FORMAT,
             state: State::Intent,
             request: request.clone(),
-            started,
+            started: before.started,
             attempts,
             attempt: AttemptId::from_random(rand::random()),
             point: PointId::new(now_ms, newest.as_ref(), rand::random()),
             process: client.process().cloned(),
+            monitor: socket(self.monitor.address()),
             qemu: guest.version.to_string(),
             guest_was_well: guest.power_state != PowerState::IoError,
             workers: client.schema().has_argument(BlockdevBackup::NAME, "x-perf").then(|| plan::workers(disks.len())),
             disks,
             staging,
             stopping: false,
+            course: before.course,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
             command_line,
             variables: variables(&guest.disks, readable.is_some()),
@@ -294,4 +295,9 @@ fn newest(scan: &Scan, now_ms: u64) -> Option<PointId> {
     let of_this_time = |point: &&PointId| point.unix_ms() < now_ms.saturating_add(ABANDONED_MS);
     let damaged = scan.findings.iter().filter_map(|finding| finding.point.as_ref());
     whole.chain(scan.partial.iter().chain(damaged).filter(of_this_time)).max().cloned()
+}
+
+/// As it is found from any folder.
+fn socket(Address::Unix(path): &Address) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.clone())
 }

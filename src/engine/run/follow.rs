@@ -8,6 +8,7 @@ use super::{Done, EngineError, Halt, Run, overlay};
 use crate::{
     chain::next,
     engine::{
+        course::Course,
         fleecing,
         journal::{Record, RecordDisk, State},
         progress::Phase,
@@ -29,7 +30,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 impl Run<'_> {
     /// Follows the jobs until the table says something else than `Follow`.
-    pub(super) async fn follow(&mut self, record: &Record) -> Done<()> {
+    pub(super) async fn follow(&mut self, record: &mut Record) -> Done<()> {
         self.phase(Phase::Copying);
         let client = self.client().await?;
         let mut events = client.events();
@@ -37,8 +38,16 @@ impl Run<'_> {
             check_sentinels(&self.nodes(&client).await?, record)?;
         }
         let (mut allocated, mut migration) = (false, None);
+        // What was wished before the jobs were there, or before they were adopted, is not known to have reached them.
+        let (mut steered, mut owner) = (Course::default(), self.control.owner.subscribe());
         loop {
+            owner.mark_unchanged();
+            if !self.hear(record).await? {
+                return Ok(());
+            }
+            self.check_suspended(record)?;
             let jobs = self.jobs(&client).await?;
+            self.steer(&client, record, &jobs, &mut steered).await?;
             let block_jobs = self.execute(&client, "Asking QEMU for its jobs", &QueryBlockJobs {}).await?;
             if self.own {
                 self.state.follow_jobs(&jobs, &block_jobs);
@@ -73,6 +82,8 @@ impl Run<'_> {
                         Err(_) => break,
                     },
                     () = tokio::time::sleep_until(deadline) => break,
+                    // Its sender lives as long as the run.
+                    Ok(()) = owner.changed() => break,
                     () = client.closed() => return Ok(()),
                     () = self.control.detach.cancelled() => return Err(Halt::Detached),
                     () = self.control.cancel.cancelled() => return Err(Halt::Cancelled),

@@ -207,6 +207,16 @@ impl Command for BlockDirtyBitmapRemove {
     type Reply = Empty;
 }
 
+/// Empties a bitmap, outside of a transaction.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct BlockDirtyBitmapClear(pub BitmapRef);
+
+impl Command for BlockDirtyBitmapClear {
+    const NAME: &'static str = "block-dirty-bitmap-clear";
+    type Reply = Empty;
+}
+
 /// Copies a node's content of the instant of its start into another node of exactly the same size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]

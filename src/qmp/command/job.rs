@@ -26,6 +26,31 @@ impl Command for JobCancel {
     type Reply = Empty;
 }
 
+/// Makes a job stand still as soon as what it reads and writes now is done. One that somebody has paused, or that is
+/// concluded, is refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobPause {
+    /// The job.
+    pub id: String,
+}
+
+impl Command for JobPause {
+    const NAME: &'static str = "job-pause";
+    type Reply = Empty;
+}
+
+/// Lets a paused job go on. One that nobody has paused is refused.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobResume {
+    /// The job.
+    pub id: String,
+}
+
+impl Command for JobResume {
+    const NAME: &'static str = "job-resume";
+    type Reply = Empty;
+}
+
 /// Forgets a job that is concluded.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobDismiss {

@@ -39,6 +39,8 @@ const COMMANDS: &[(&str, &[&str])] = &[
     ("block-dirty-bitmap-merge", &["node", "target", "bitmaps"]),
     ("job-cancel", &["id"]),
     ("job-dismiss", &["id"]),
+    ("job-pause", &["id"]),
+    ("job-resume", &["id"]),
     ("block-job-set-speed", &["device", "speed"]),
     ("stop", &[]),
     ("cont", &[]),
@@ -193,7 +195,7 @@ impl Model {
             let (auto_dismiss, job) = (job.auto_dismiss, &job.shown);
             let mut shown = json!({"auto-finalize": true, "io-status": "ok", "device": job.id,
                 "auto-dismiss": auto_dismiss, "busy": false, "len": job.total, "offset": job.progress,
-                "status": job.status, "paused": false, "speed": job.speed, "ready": false, "type": "backup"});
+                "status": job.status, "paused": job.status == "paused", "speed": job.speed, "ready": false, "type": "backup"});
             if let Some(error) = &job.error {
                 shown["error"] = json!(error);
             }

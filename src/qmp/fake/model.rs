@@ -245,6 +245,8 @@ impl Model {
                 return self.transaction(&json!({"actions": [{"type": command, "data": arguments}]}));
             }
             "job-dismiss" => return self.job_dismiss(arguments),
+            "job-pause" => return self.job_pause(arguments),
+            "job-resume" => return self.job_resume(arguments),
             "stop" | "cont" => return self.stop_or_cont(command == "stop"),
             "add-fd" => self.add_fd(arguments, passed.take()),
             "remove-fd" => self.remove_fd(arguments),

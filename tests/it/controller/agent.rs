@@ -292,6 +292,7 @@ impl AgentCalls for FakeAgent {
                 phase: s.phase.into(),
                 session: "s1".into(),
                 start_time: 1_700_000_000_000,
+                heard: Some(v1::RunCourse { suspend: false, bandwidth: request.bandwidth }),
                 ..v1::RunState::default()
             };
             if let Some(retriable) = s.failure {
@@ -314,6 +315,16 @@ impl AgentCalls for FakeAgent {
             let run = s.run("ControlRun", id)?;
             let before = run.borrow().clone();
             run.send_modify(|r| r.phase = v1::RunPhase::Cancelled.into());
+            Ok(before)
+        }))
+    }
+
+    fn steer_run<'a>(&'a self, id: &'a str, course: v1::RunCourse) -> Answer<'a, v1::RunState> {
+        now(self.with(|s| {
+            s.note("SteerRun");
+            let run = s.run("ControlRun", id)?;
+            let before = run.borrow().clone();
+            run.send_modify(|r| r.heard = Some(course));
             Ok(before)
         }))
     }

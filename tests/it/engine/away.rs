@@ -20,7 +20,8 @@ use driftline::{
 
 use super::{
     hangs::Hang,
-    host::{Counter, Host, Shape, UUID, Way, assert_complete, assert_failed, files},
+    host::{Counter, Host, UUID, assert_complete, assert_failed, files},
+    shape::{Shape, Way},
 };
 
 pub fn away(host: &Host) -> std::path::PathBuf {

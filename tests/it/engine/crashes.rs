@@ -15,7 +15,10 @@ use driftline::{
     qmp::fake::{Fault, Pace, When},
 };
 
-use super::host::{Counter, Going, Host, Shape, assert_complete};
+use super::{
+    host::{Counter, Going, Host, assert_complete},
+    shape::Shape,
+};
 
 /// Of how many steps `make test` takes one, for the shape that it looks at closely and for the others.
 #[derive(Clone, Copy)]
@@ -40,7 +43,7 @@ async fn each<F: Future<Output = ()> + Send + 'static>(
 }
 
 /// Which part of the steps is taken, counted from 0, and of how many; none: not all of them.
-fn soak() -> Option<(usize, usize)> {
+pub(super) fn soak() -> Option<(usize, usize)> {
     let asked = std::env::var("DRIFTLINE_SOAK").ok()?;
     let (part, parts) = asked.split_once('/').unwrap_or(("1", "1"));
     Some((part.parse::<usize>().unwrap() - 1, parts.parse().unwrap()))

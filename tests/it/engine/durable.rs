@@ -18,7 +18,10 @@ use driftline::{
     repo::Act,
 };
 
-use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
+use super::{
+    host::{Host, UUID, assert_complete, assert_failed},
+    shape::Shape,
+};
 
 /// The syncs of the folder in which a manifest was renamed, from then on.
 #[derive(Clone, Default)]

@@ -9,7 +9,10 @@ use driftline::{
 };
 use serde_json::json;
 
-use super::host::{Host, Shape, Way, assert_complete, assert_failed};
+use super::{
+    host::{Host, assert_complete, assert_failed},
+    shape::{Shape, Way},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_write_of_the_guest_ends_the_copy_and_the_guest_goes_on() {

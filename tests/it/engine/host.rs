@@ -24,8 +24,9 @@ use driftline::{
     repo::{self, QemuImg, Repository, Roots},
 };
 
+use super::shape::{Shape, Way};
+
 pub const UUID: &str = "9f0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10";
-const DISKS: [(&str, u64); 3] = [("disk0", 200_192), ("disk1", 131_072), ("disk2", 71_168)];
 const SOON: Duration = Duration::from_secs(60);
 
 pub struct Host {
@@ -36,45 +37,9 @@ pub struct Host {
     /// What runs ask for.
     pub kind: RequestedType,
     /// What the guest and its runs are.
-    pub shape: Shape,
+    pub(super) shape: Shape,
     /// Points that were there before the test.
     pub before: usize,
-}
-
-/// What a host's guest and runs are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// How many disks the guest has, at most 3.
-    pub disks: usize,
-    /// Whether runs continue an earlier one.
-    pub continued: bool,
-    pub way: Way,
-}
-
-/// Which way the data takes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    Direct,
-    Staged,
-    /// On QEMU 10.0.
-    Fleeced,
-}
-
-impl Shape {
-    /// The first run of a guest with two disks.
-    pub const FIRST: Shape = Shape { disks: 2, continued: false, way: Way::Direct };
-    /// An increment of the same.
-    pub const CONTINUED: Shape = Shape { continued: true, ..Shape::FIRST };
-
-    pub fn all() -> Vec<Shape> {
-        let ways = [Way::Direct, Way::Staged, Way::Fleeced];
-        let of = |way| [1, 2, 3].map(|disks| [false, true].map(|continued| Shape { disks, continued, way }));
-        ways.into_iter().flat_map(of).flatten().collect()
-    }
-
-    pub fn disks(self) -> &'static [(&'static str, u64)] {
-        &DISKS[..self.disks]
-    }
 }
 
 impl Host {
@@ -82,7 +47,7 @@ impl Host {
         Host::shaped(Shape::FIRST, pace)
     }
 
-    pub fn shaped(shape: Shape, pace: Pace) -> Host {
+    pub(super) fn shaped(shape: Shape, pace: Pace) -> Host {
         let folder = tempfile::tempdir().unwrap();
         let id = "5d0c7e1e-9a51-4c7e-8f2b-0d9f2f6f3a10".parse().unwrap();
         for name in ["repository", "scratch"] {
@@ -100,7 +65,7 @@ impl Host {
     }
 
     /// Whose next run is of that shape.
-    pub async fn begun(shape: Shape, pace: Pace) -> Host {
+    pub(super) async fn begun(shape: Shape, pace: Pace) -> Host {
         let mut host = Host::shaped(shape, Pace::AtOnce);
         if shape.continued {
             assert_complete(&host.run("before").await);
@@ -151,16 +116,22 @@ impl Host {
             reserve_bytes: self.reserve,
             scratch: Some(Scratch { directory: self.folder.path().join("scratch"), budget: 1 << 30, reserve: 0 }),
         };
-        Engine::new(settings).unwrap().with_patience(Patience {
+        Engine::new(settings).unwrap().with_patience(self.patience())
+    }
+
+    /// Of its engines.
+    pub fn patience(&self) -> Patience {
+        Patience {
             lock_pause: Duration::from_millis(5),
             silent_start: Duration::from_secs(2),
             silent_unseen: Duration::from_secs(2),
             undo: Duration::from_millis(1500),
             clean_up: Duration::from_secs(2),
+            suspended: Duration::from_secs(60),
             repository: Duration::from_secs(1),
             commit: Duration::from_millis(300),
             commit_pause: Duration::from_millis(20),
-        })
+        }
     }
 
     pub fn gated(&self, gate: Gate) -> Engine {

@@ -7,7 +7,8 @@ use driftline::{
 
 use super::{
     crashes::is_stopped,
-    host::{Counter, Going, Host, Shape, UUID, Way, assert_complete, assert_failed, files},
+    host::{Counter, Going, Host, UUID, assert_complete, assert_failed, files},
+    shape::{Shape, Way},
 };
 
 fn paused(shape: Shape) -> Host {

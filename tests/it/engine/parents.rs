@@ -19,7 +19,10 @@ use driftline::{
 
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
+use super::{
+    host::{Host, UUID, assert_complete, assert_failed},
+    shape::Shape,
+};
 
 const INCREMENT: (BackupType, TypeReason) = (BackupType::Incremental, TypeReason::CheckpointFound);
 const BROKEN: (BackupType, TypeReason) = (BackupType::Full, TypeReason::ChainBroken);

@@ -18,7 +18,10 @@ use driftline::{
 };
 use serde_json::json;
 
-use super::host::{Host, Shape, UUID, assert_complete, assert_failed};
+use super::{
+    host::{Host, UUID, assert_complete, assert_failed},
+    shape::Shape,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_point_says_who_what_when_and_why() {

@@ -7,7 +7,10 @@ use std::{
 
 use driftline::{engine::gate::Passage, qmp::fake::Pace};
 
-use super::host::{Host, Shape, Way, assert_complete};
+use super::{
+    host::{Host, assert_complete},
+    shape::{Shape, Way},
+};
 
 /// Every run of the host with a scratch folder waits for it: another guest's QEMU or repository that hangs would hold them all.
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ pub struct FakeJob {
     pub device: String,
     /// The node that it writes.
     pub target: String,
-    /// `running` or `concluded`.
+    /// `running`, `paused` or `concluded`.
     pub status: &'static str,
     /// Why it failed.
     pub error: Option<String>,
@@ -50,15 +50,21 @@ impl Model {
         self.jobs.iter().filter(|job| job.shown.status == "running").map(|job| job.shown.id.clone()).collect()
     }
 
+    pub(in crate::qmp::fake) fn resume_jobs(&mut self) {
+        for job in self.jobs.iter_mut().filter(|job| job.shown.status == "paused") {
+            job.shown.status = "running";
+        }
+    }
+
     pub(in crate::qmp::fake) fn set_progress(&mut self, id: &str, bytes: u64) {
-        for job in self.jobs.iter_mut().filter(|job| job.shown.id == id) {
+        for job in self.jobs.iter_mut().filter(|job| job.shown.id == id && job.shown.status != "paused") {
             job.shown.progress = bytes.min(job.shown.total);
         }
     }
 
     pub(super) fn is_used_by_job(&self, node: &str) -> bool {
         let uses = |job: &Job| job.shown.target == node || job.shown.device == node;
-        self.jobs.iter().any(|job| job.shown.status == "running" && uses(job))
+        self.jobs.iter().any(|job| job.shown.status != "concluded" && uses(job))
     }
 
     /// All of it or nothing; a refused one may have said something of jobs nevertheless, as the real one does.
@@ -170,9 +176,10 @@ impl Model {
         }
     }
 
-    /// Ends a running job; the events are none when there is no such job.
+    /// Ends a job; the events are none when there is no such job. One that is paused can only fail.
     pub(in crate::qmp::fake) fn end_job(&mut self, id: &str, error: Option<&str>) -> Events {
-        let Some(at) = self.jobs.iter().position(|job| job.shown.id == id && job.shown.status == "running") else {
+        let can_end = |job: &Job| job.shown.status == "running" || (job.shown.status == "paused" && error.is_some());
+        let Some(at) = self.jobs.iter().position(|job| job.shown.id == id && can_end(job)) else {
             return Vec::new();
         };
         let job = self.jobs[at].clone();
@@ -211,10 +218,10 @@ impl Model {
         events
     }
 
-    fn job(&mut self, id: &str, verb: &str, in_state: &str) -> Result<&mut Job, Refusal> {
+    fn job(&mut self, id: &str, verb: &str, in_states: &[&str]) -> Result<&mut Job, Refusal> {
         match self.jobs.iter_mut().find(|job| job.shown.id == id) {
             None => generic("Job not found"),
-            Some(job) if job.shown.status != in_state => {
+            Some(job) if !in_states.contains(&job.shown.status) => {
                 let status = job.shown.status;
                 generic(format!("Job '{id}' in state '{status}' cannot accept command verb '{verb}'"))
             }
@@ -225,13 +232,48 @@ impl Model {
     /// The jobs that end behind the reply.
     pub(super) fn job_cancel(&mut self, arguments: &Value) -> Result<Vec<String>, Refusal> {
         let id = text(arguments, "id")?;
-        self.job(id, "cancel", "running")?;
+        self.job(id, "cancel", &["running", "paused"])?;
         Ok(if self.hang_cancel { Vec::new() } else { vec![id.to_owned()] })
+    }
+
+    /// Both refusals as measured on QEMU 7.2 and 10.0.
+    pub(super) fn job_pause(&mut self, arguments: &Value) -> (Events, Result<Answer, Refusal>) {
+        let paused = text(arguments, "id").and_then(|id| {
+            let job = self.job(id, "pause", &["running", "paused"])?;
+            if job.shown.status == "paused" {
+                return generic("Job is already paused");
+            }
+            job.shown.status = "paused";
+            Ok(vec![status_event(id, "paused")])
+        });
+        match paused {
+            Ok(events) => (events, Ok(json!({}).into())),
+            Err(refusal) => (Vec::new(), Err(refusal)),
+        }
+    }
+
+    /// A job that ends by itself does so behind the reply.
+    pub(super) fn job_resume(&mut self, arguments: &Value) -> (Events, Result<Answer, Refusal>) {
+        let resumed = text(arguments, "id").and_then(|id| match self.jobs.iter_mut().find(|job| job.shown.id == id) {
+            None => generic("Job not found"),
+            Some(job) if job.shown.status != "paused" => generic("Can't resume a job that was not paused"),
+            Some(job) => {
+                job.shown.status = "running";
+                Ok(id.to_owned())
+            }
+        });
+        match resumed {
+            Ok(id) => {
+                let events = vec![status_event(&id, "running")];
+                (events, Ok(Answer { value: json!({}), started: vec![id], ..Answer::default() }))
+            }
+            Err(refusal) => (Vec::new(), Err(refusal)),
+        }
     }
 
     pub(super) fn job_dismiss(&mut self, arguments: &Value) -> (Events, Result<Answer, Refusal>) {
         let dismissed =
-            text(arguments, "id").and_then(|id| self.job(id, "dismiss", "concluded").map(|_| id.to_owned()));
+            text(arguments, "id").and_then(|id| self.job(id, "dismiss", &["concluded"]).map(|_| id.to_owned()));
         match dismissed {
             Err(refusal) => (Vec::new(), Err(refusal)),
             Ok(id) => {
@@ -245,6 +287,9 @@ impl Model {
         let id = text(arguments, "device")?;
         let speed = arguments.get("speed").and_then(Value::as_u64).unwrap_or(0);
         match self.jobs.iter_mut().find(|job| job.shown.id == id) {
+            Some(job) if job.shown.status == "concluded" => {
+                return generic(format!("Job '{id}' in state 'concluded' cannot accept command verb 'set-speed'"));
+            }
             Some(job) => job.shown.speed = speed,
             None => return Err(("DeviceNotActive".to_owned(), format!("Block job '{id}' not found"))),
         }
