@@ -31,6 +31,7 @@ pub struct Plan {
     uuid: Option<String>,
     paused: bool,
     linux: bool,
+    files: bool,
     kvm: bool,
     arguments: Vec<String>,
     launcher: Vec<String>,
@@ -62,6 +63,21 @@ impl Plan {
     /// Boots the tiny Linux guest, whose writer writes to all disks. See [`Machine::console`].
     pub fn linux(self) -> Plan {
         Plan { linux: true, ..self }
+    }
+
+    /// Boots the same, which writes files to the ext4 on its first disk instead, beside a guest agent: see
+    /// [`Machine::guest_agent`].
+    pub fn files(self) -> Plan {
+        Plan { linux: true, files: true, ..self }
+    }
+
+    /// A machine whose only disk `disk0`, raw at `image`, has an ext4 that its guest writes files to, and whose guest agent answers.
+    pub fn with_files(image: &Path) -> Machine {
+        File::create(image).and_then(|file| file.set_len(48 << 20)).expect("an image can be made");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096"]).arg(image));
+        let machine = Plan::new().disk(Disk::raw("disk0", 48 << 20).at(image)).files().start();
+        machine.console().wait_until_up();
+        machine
     }
 
     /// KVM where the host has it, else TCG. For machines that only hold disks TCG is the quieter one.
@@ -170,6 +186,11 @@ impl Machine {
     pub fn put(&mut self, disk: &str, file: &Path, format: Format) {
         let found = self.plan.disks.iter_mut().find(|found| found.name == disk).expect("the machine has the disk");
         (found.file, found.format) = (file.to_owned(), format);
+    }
+
+    /// The guest agent's socket, of a machine of [`Plan::files`].
+    pub fn guest_agent(&self) -> PathBuf {
+        self.folder.path().join("qga")
     }
 
     /// The Linux guest's console.
@@ -298,7 +319,7 @@ impl Machine {
 }
 
 fn launch(plan: &Plan, folder: &Path) -> (Guarded, Monitor, Option<Console>) {
-    for socket in ["qmp", "test", "console"] {
+    for socket in ["qmp", "test", "console", "qga"] {
         let _ = std::fs::remove_file(folder.join(socket));
     }
     let output = |name: &str| Stdio::from(File::create(folder.join(name)).expect("the machine's folder takes files"));
@@ -321,9 +342,15 @@ fn launch(plan: &Plan, folder: &Path) -> (Guarded, Monitor, Option<Console>) {
         if plan.linux {
             let guest = TinyGuest::build();
             let console = format!("socket,id=console,path={},server=on,wait=off", folder.join("console").display());
-            command.args(["-cpu", "max", "-m", "256", "-append", "console=ttyS0 quiet panic=-1"]);
+            let words = if plan.files { "files" } else { "" };
+            command.args(["-cpu", "max", "-m", "256", "-append", &format!("console=ttyS0 quiet panic=-1 {words}")]);
             command.arg("-kernel").arg(guest.kernel).arg("-initrd").arg(guest.initrd);
             command.args(["-chardev", &console, "-serial", "chardev:console"]);
+        }
+        if plan.files {
+            let agent = format!("socket,id=qga,path={},server=on,wait=off", folder.join("qga").display());
+            command.args(["-chardev", &agent, "-device", "virtio-serial-pci"]);
+            command.args(["-device", "virtserialport,chardev=qga,name=org.qemu.guest_agent.0"]);
         }
         // In their places, plugged or not: a machine that migrates finds its like.
         let plugged = plan.disks.iter().map(|disk| (&disk.name, disk.arguments()));
