@@ -27,6 +27,7 @@ pub mod orphans;
 pub mod plan;
 mod private;
 pub mod progress;
+pub mod quiesce;
 pub mod recover;
 pub mod request;
 pub mod restore;

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod engine;
+pub mod guest_agent;
 pub mod ids;
 pub mod metrics;
 pub mod qcow2;

@@ -100,12 +100,12 @@ impl Agent for Service {
         request: Request<v1::StartBackupRequest>,
     ) -> Result<Response<v1::StartBackupResponse>, Status> {
         self.counted("StartBackup", async {
-            let request = convert::backup_request(request.into_inner())?;
+            let mut request = convert::backup_request(request.into_inner())?;
             let state = match self.known_run(&request.run).await? {
                 Some(state) => state,
                 None => {
                     self.guests.scanned().await;
-                    self.admit(&request.guest)?;
+                    request.quiesce.guest_agent = self.admit(&request.guest)?;
                     self.runs.start(request)?
                 }
             };
@@ -330,8 +330,9 @@ impl Service {
         Ok(ended.map(|state| watch::channel(state).1))
     }
 
-    /// Whether a new run may begin: the guest is here, is the one that is meant, and nothing is wrong with it.
-    fn admit(&self, guest: &GuestRef) -> Result<(), Refusal> {
+    /// Whether a new run may begin: the guest is here, is the one that is meant, and nothing is wrong with it. Gives the socket of
+    /// its guest agent.
+    fn admit(&self, guest: &GuestRef) -> Result<Option<PathBuf>, Refusal> {
         let listing = self.guests.listing().borrow().clone();
         let view = self.view(&listing, guest)?;
         if let Some(Problem { reason, message, .. }) = &view.seen.problem {
@@ -339,7 +340,8 @@ impl Service {
             let retry = if reason.starts_with("QMP") { Retry::Backoff } else { Retry::OnChange };
             return Err(Refusal::new(Kind::Precondition, reason, message.clone()).retry(retry));
         }
-        identified(view, guest)
+        identified(view, guest)?;
+        Ok(view.file.as_ref().and_then(|file| file.guest_agent.clone()))
     }
 
     /// A guest that a file of this node names.

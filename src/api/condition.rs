@@ -18,6 +18,8 @@ pub const COMPLETE: &str = "Complete";
 pub const FAILED: &str = "Failed";
 /// A run whose instant has come: what the guest writes from now on is in the next backup. Never goes back.
 pub const CHECKPOINT_CREATED: &str = "CheckpointCreated";
+/// A run at whose instant the guest's file systems stood still.
+pub const QUIESCED: &str = "Quiesced";
 /// A run that stands still, by its spec or by people at its host.
 pub const SUSPENDED: &str = "Suspended";
 /// A repository that takes new points.

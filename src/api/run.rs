@@ -1,9 +1,13 @@
 //! Kind BackupRun: one backup of one guest. Pure.
 
+mod way;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use self::way::{DataPath, Fleecing, FleecingMode, Quiesce, QuiesceMode, Transfer};
 
 /// One backup of one guest.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -72,6 +76,7 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("self.guestRef == oldSelf.guestRef && self.repositoryRef == oldSelf.repositoryRef && self.type == oldSelf.type").message("guestRef, repositoryRef and type of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.disks) == has(oldSelf.disks) && (!has(self.disks) || self.disks == oldSelf.disks)").message("disks of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("has(self.fleecing) == has(oldSelf.fleecing) && (!has(self.fleecing) || self.fleecing == oldSelf.fleecing)").message("fleecing of a run cannot be changed: make a new BackupRun under another name"),
+    validation = Rule::new("has(self.quiesce) == has(oldSelf.quiesce) && (!has(self.quiesce) || self.quiesce == oldSelf.quiesce)").message("quiesce of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("(has(self.transfer) ? self.transfer.dataPath : 'Auto') == (has(oldSelf.transfer) ? oldSelf.transfer.dataPath : 'Auto')").message("of transfer only bandwidth can be changed: make a new BackupRun under another name"),
     validation = Rule::new("self.backoffLimit == oldSelf.backoffLimit && self.activeDeadline == oldSelf.activeDeadline && has(self.ttlAfterFinished) == has(oldSelf.ttlAfterFinished) && (!has(self.ttlAfterFinished) || self.ttlAfterFinished == oldSelf.ttlAfterFinished)").message("backoffLimit, activeDeadline and ttlAfterFinished of a run cannot be changed: make a new BackupRun under another name"),
     validation = Rule::new("!oldSelf.cancel || self.cancel").message("cancel cannot be taken back: make a new BackupRun under another name")
@@ -92,6 +97,9 @@ pub struct BackupRunSpec {
     /// How the guest is kept from the repository, so that a slow or broken one cannot hurt it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleecing: Option<Fleecing>,
+    /// Whether the guest agent freezes the guest's file systems for the instant. Without it: no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<Quiesce>,
     /// How the data is carried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transfer: Option<Transfer>,
@@ -206,59 +214,15 @@ pub struct DiskSelection {
     pub exclude: Vec<String>,
 }
 
-/// How the guest is kept from the repository.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+/// What became of the freeze.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
-pub struct Fleecing {
-    /// Auto (the default): from QEMU 8.2 on, where the node's host.toml has a `[scratch]` folder with room and the copy is not
-    /// staged there anyhow; else the job writes to its target by itself. Always: or the run fails. Never: not at all. Example: `Always`.
-    #[serde(default)]
-    pub mode: FleecingMode,
-}
-
-/// When a run is fleeced.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FleecingMode {
-    /// Where it can be done.
-    #[default]
-    Auto,
-    /// Or the run fails.
-    Always,
-    /// Not at all.
-    Never,
-}
-
-/// How the data is carried.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase")]
-pub struct Transfer {
-    /// The most bytes per second that each disk's job copies by itself. What the guest overwrites before it was copied is
-    /// copied at once, on top of that. It may be changed while the run goes. Without it: as fast as possible. Example: `100Mi`.
+pub struct RunQuiesce {
+    /// Frozen, or NotFrozen: the condition `Quiesced` says why.
+    pub outcome: String,
+    /// For how long the guest's file systems stood still, such as `12ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 28))]
-    #[x_kube(
-        validation = Rule::new(crate::api::quantity::RULE).message(crate::api::quantity::RULE_SAYS),
-        validation = Rule::new(crate::api::quantity::RATE_RULE).message(crate::api::quantity::RATE_RULE_SAYS)
-    )]
-    pub bandwidth: Option<String>,
-    /// Direct: QEMU writes the repository's files, which have to be on a local file system. Staged: it writes files in the
-    /// `[scratch]` folder of the node's host.toml, with room for all of them, which are carried to the repository once they are
-    /// whole; the guest has nothing to do with the repository then. Auto (the default): Direct where the repository is local,
-    /// else Staged. Example: `Staged`.
-    #[serde(default)]
-    pub data_path: DataPath,
-}
-
-/// Which way the data takes.
-#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum DataPath {
-    /// The shortest one that is safe for the guest.
-    #[default]
-    Auto,
-    /// Straight into the repository.
-    Direct,
-    /// By way of the scratch folder.
-    Staged,
+    pub frozen_for: Option<String>,
 }
 
 /// How far the run is.
@@ -268,7 +232,8 @@ pub struct BackupRunStatus {
     /// The `metadata.generation` that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Complete or Failed once the run has ended; CheckpointCreated from the instant on that the point holds; Suspended where
+    /// Complete or Failed once the run has ended; CheckpointCreated from the instant on that the point holds; Quiesced then, where
+    /// the guest was to be frozen; Suspended where
     /// it stands still, or was to; Ready, Reconciling and Stalled throughout.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -311,6 +276,9 @@ pub struct BackupRunStatus {
     /// guest. One that is not is safe by its data path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fleeced: Option<bool>,
+    /// What became of the freeze of the guest's file systems, where one was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<RunQuiesce>,
     /// How far each disk is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

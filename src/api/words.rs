@@ -106,6 +106,7 @@ reasons! {
     RestoreComplete "The restored images are whole and have their names.";
     RestoreFailed "The restore failed and its agent gave no reason.";
     DigestsCompared "Every cluster was compared with its stored digest.";
+    Frozen "The guest's file systems stood still at the instant.";
     Suspended "The run stands still, because its spec says so.";
     SuspendedOnHost "The run stands still, because of `driftline suspend` on its host.";
     Resumed "The run goes on after it stood still.";

@@ -10,7 +10,7 @@ mod monitor;
 mod values;
 mod words;
 
-pub use self::words::{BackupType, DataPath, Fleecing, ImageFormat, Overwrite, RestoreMode};
+pub use self::words::{BackupType, DataPath, Fleecing, ImageFormat, Overwrite, Quiesce, RestoreMode};
 pub use self::{
     monitor::{AtMonitor, Bandwidth, BitmapAdd, BitmapNamed, Bitmaps, Events},
     values::{PointName, Target},
@@ -139,6 +139,12 @@ pub struct Backup {
     /// the [scratch] folder in host.toml.
     #[arg(long, value_enum, ignore_case = true, default_value = "Auto")]
     pub data_path: DataPath,
+    /// Whether the guest agent freezes the machine's file systems for the instant, so that they are whole without a check.
+    #[arg(long, value_enum, ignore_case = true, default_value = "Never")]
+    pub quiesce: Quiesce,
+    /// The guest agent's socket [default: guestAgent in the machine's file].
+    #[arg(long, value_name = "SOCKET")]
+    pub guest_agent: Option<PathBuf>,
     /// Only this disk; may be given several times [default: all that can be backed up].
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskName>,

@@ -6,7 +6,9 @@ use tokio::sync::watch;
 
 use super::{
     CliError, Exit,
-    args::{Backup, BackupType as AskedType, DataPath as AskedDataPath, Fleecing as AskedFleecing},
+    args::{
+        Backup, BackupType as AskedType, DataPath as AskedDataPath, Fleecing as AskedFleecing, Quiesce as AskedQuiesce,
+    },
     guests::{Known, identity},
     host::Host,
     output::{Output, bytes, table},
@@ -22,6 +24,7 @@ use crate::{
     engine::{
         BackupRequest, DiskSelection, NOTHING_LEFT, Phase, RepositoryRef, RequestedDataPath, RequestedFleecing,
         RunControl, RunState,
+        quiesce::{FREEZE_TIMEOUT, NotFrozen, Quiesce, QuiesceMode, Quiesced},
     },
     ids::{DiskName, PointId},
 };
@@ -64,6 +67,15 @@ pub(super) async fn run(args: &Backup, output: &Output) -> Result<Exit, CliError
         },
         disks: DiskSelection { include: args.disks.clone(), exclude: args.exclude.clone() },
         bandwidth: args.bandwidth.unwrap_or(0),
+        quiesce: Quiesce {
+            mode: match args.quiesce {
+                AskedQuiesce::Required => QuiesceMode::Required,
+                AskedQuiesce::Preferred => QuiesceMode::Preferred,
+                AskedQuiesce::Never => QuiesceMode::Never,
+            },
+            freeze_timeout: FREEZE_TIMEOUT,
+            guest_agent: args.guest_agent.clone().or_else(|| known.guest_agent()),
+        },
         policy: None,
     };
     let control = RunControl { cancel: interrupt.token.clone(), ..RunControl::new(&request, Timestamp::now()) };
@@ -139,6 +151,12 @@ fn finish(guest: &str, end: &RunState, interrupt: &Interrupt, output: &Output) -
     if interrupt.came() {
         output.note("The interruption came too late: everything was copied already, and the point is stored.");
     }
+    match &end.quiesced {
+        Some(Quiesced::NotFrozen { reason, message }) if reason != NotFrozen::NoSocket.reason() => {
+            output.note(format!("{message}. The point shows the machine as after a power cut."));
+        }
+        _ => {}
+    }
     output.result(&document, || document.text(guest))?;
     Ok(Exit::Done)
 }
@@ -153,6 +171,8 @@ struct Document {
     checkpoint_time: Timestamp,
     data_path: &'static str,
     fleeced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quiesce: Option<Quiesced>,
     disks: Vec<Disk>,
 }
 
@@ -186,6 +206,7 @@ impl Document {
             checkpoint_time: manifest.identity.checkpoint_time,
             data_path: if end.staged { "Staged" } else { "Direct" },
             fleeced: end.fleeced,
+            quiesce: end.quiesced.clone(),
             disks: disks.collect(),
         })
     }
@@ -202,6 +223,10 @@ impl Document {
             (false, "Staged") => ", staged",
             (false, _) => "",
         };
-        format!("Point {point} holds {guest} as it was at {time:.3}{way}\n{disks}")
+        let frozen = match self.quiesce {
+            Some(Quiesced::Frozen { frozen_for }) => format!(", frozen for {frozen_for} ms"),
+            Some(Quiesced::NotFrozen { .. }) | None => String::new(),
+        };
+        format!("Point {point} holds {guest} as it was at {time:.3}{way}{frozen}\n{disks}")
     }
 }

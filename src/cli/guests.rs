@@ -1,7 +1,7 @@
 //! `driftline guests`: the machines of this host, their disks, and whether they can be backed up. Also who a machine at
 //! a monitor socket is, which the other verbs ask.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -83,6 +83,11 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn look(host: &Host, socket: &Path) -> Result<Self, CliError> {
         Ok(Self { file: host.guest_file(socket)? })
+    }
+
+    /// The guest agent's socket, as its file says.
+    pub(super) fn guest_agent(&self) -> Option<PathBuf> {
+        self.file.as_ref().and_then(|file| file.guest_agent.clone())
     }
 
     /// Who it is: by QEMU's UUID, or by the one given where QEMU has none.

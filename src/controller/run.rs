@@ -13,9 +13,10 @@ use super::{context::Context, error::Error, write};
 use crate::{
     api::{
         BackupRun, BackupRunStatus, condition, duration, naming, quantity,
-        run::{BackupType, DataPath, FleecingMode},
+        run::{BackupType, DataPath, FleecingMode, QuiesceMode},
         words::{FINALIZER, Reason},
     },
+    engine::quiesce::FREEZE_TIMEOUT,
     retry::Retry,
     rpc::{client::RpcError, v1},
     sentence::sentence,
@@ -322,6 +323,7 @@ async fn start(
     let spec = &run.spec;
     let disks = spec.disks.clone().unwrap_or_default();
     let bandwidth = spec.transfer.as_ref().and_then(|t| t.bandwidth.as_deref()).and_then(|b| quantity::parse(b).ok());
+    let quiesce = spec.quiesce.clone().unwrap_or_default();
     let request = v1::StartBackupRequest {
         run_uid: agent_id(run),
         run_name: run.name_any(),
@@ -347,6 +349,12 @@ async fn start(
             FleecingMode::Always => v1::Fleecing::Always.into(),
             FleecingMode::Never => v1::Fleecing::Never.into(),
         },
+        quiesce: match quiesce.mode {
+            QuiesceMode::Never => v1::Quiesce::Never.into(),
+            QuiesceMode::Preferred => v1::Quiesce::Preferred.into(),
+            QuiesceMode::Required => v1::Quiesce::Required.into(),
+        },
+        freeze_timeout: quiesce.freeze_timeout.trim_end_matches('s').parse().unwrap_or(FREEZE_TIMEOUT),
         data_path: match spec.transfer.as_ref().map(|transfer| transfer.data_path).unwrap_or_default() {
             DataPath::Auto => v1::DataPath::Auto.into(),
             DataPath::Direct => v1::DataPath::Direct.into(),

@@ -239,6 +239,14 @@ pub enum EngineError {
         /// Why.
         why: Unfleeced,
     },
+    /// The guest was to be frozen, and cannot be.
+    #[error("The guest's file systems cannot be frozen, and quiesce Required wants that: {message}")]
+    NotQuiesced {
+        /// The reason word.
+        reason: &'static str,
+        /// The same as a sentence.
+        message: String,
+    },
     /// The scratch folder cannot be used.
     #[error("Scratch folder {} cannot be used", path.display())]
     Scratch {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     course::{Course, OwnerWish},
     journal::{Record, RecordDisk, State},
+    quiesce::Quiesced,
     request::BackupRequest,
 };
 use crate::{
@@ -76,6 +77,9 @@ pub struct RunState {
     /// Whether it is read from a snapshot, so that its target cannot hurt the guest.
     #[serde(default)]
     pub fleeced: bool,
+    /// What became of the freeze that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesced: Option<Quiesced>,
     /// Bytes per second that were asked for, over each disk's job; 0 is without a limit.
     #[serde(default)]
     pub requested_bandwidth: u64,
@@ -155,6 +159,7 @@ impl RunState {
             type_reason: None,
             staged: false,
             fleeced: false,
+            quiesced: None,
             requested_bandwidth: request.bandwidth,
             course: Course::default(),
             heard: OwnerWish::default(),
@@ -173,6 +178,7 @@ impl RunState {
         self.checkpoint_time = record.checkpoint_time().filter(|_| !matches!(record.state, State::Sending { .. }));
         (self.kind, self.type_reason) = common_type(record).unzip();
         (self.staged, self.fleeced) = (record.staging.is_some(), record.is_fleeced());
+        self.quiesced = record.quiesced.clone();
         self.course = record.course;
         let known = std::mem::take(&mut self.disks);
         self.disks = record

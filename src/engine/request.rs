@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{course::OwnerWish, data_path::RequestedDataPath, fleecing::RequestedFleecing, progress::RunState};
+use super::{
+    course::OwnerWish, data_path::RequestedDataPath, fleecing::RequestedFleecing, progress::RunState, quiesce::Quiesce,
+};
 use crate::{
     chain::next::RequestedType,
     ids::{DiskName, GuestId, RepositoryId},
@@ -40,6 +42,9 @@ pub struct BackupRequest {
     /// Bytes per second over each disk's job; 0 is without a limit.
     #[serde(default)]
     pub bandwidth: u64,
+    /// Whether the guest's file systems stand still at the instant.
+    #[serde(default)]
+    pub quiesce: Quiesce,
     /// The policy that made the run, where one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyRef>,

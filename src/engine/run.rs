@@ -16,6 +16,7 @@ mod images;
 mod look;
 mod overlay;
 mod prepare;
+mod quiesce;
 mod scratch;
 mod steer;
 
@@ -256,11 +257,13 @@ impl<'a> Run<'a> {
     async fn advance(&mut self, record: &mut Record) -> Done<Option<Driven>> {
         // Before anything else, letting go included: nobody may come for a while, and the guest stands still until then.
         let continued = self.continue_guest(record).await;
+        let thawed = self.thaw_guest(record).await;
         let can_change = matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. });
         if can_change {
             self.check()?;
         }
         continued?;
+        thawed?;
         if can_change && !self.hear(record).await? {
             return Ok(None);
         }

@@ -13,6 +13,7 @@ use crate::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
         RequestedDataPath, RequestedFleecing, RequestedType, RunState,
         course::OwnerWish,
+        quiesce::{Quiesce, QuiesceMode, Quiesced},
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -64,6 +65,13 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         v1::DataPath::Direct => RequestedDataPath::Direct,
         v1::DataPath::Staged => RequestedDataPath::Staged,
     };
+    let mode = match request.quiesce() {
+        v1::Quiesce::Never => QuiesceMode::Never,
+        v1::Quiesce::Preferred => QuiesceMode::Preferred,
+        v1::Quiesce::Required => QuiesceMode::Required,
+    };
+    // The agent's socket stands in the guest's file.
+    let quiesce = Quiesce { mode, freeze_timeout: request.freeze_timeout, guest_agent: None };
     let names = |names: Vec<String>| names.iter().map(|name| name.parse()).collect::<Result<Vec<DiskName>, _>>();
     let policy = PolicyRef { name: request.policy_name, uid: request.policy_uid };
     Ok(BackupRequest {
@@ -76,6 +84,7 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         data_path,
         disks: DiskSelection { include: names(request.include_disks)?, exclude: names(request.exclude_disks)? },
         bandwidth: request.bandwidth,
+        quiesce,
         policy: (!policy.uid.is_empty()).then_some(policy),
     })
 }
@@ -176,6 +185,7 @@ pub fn run_state(state: &RunState, session: &str) -> v1::RunState {
         retriable: state.retriable,
         staged: state.staged,
         fleeced: state.fleeced,
+        quiesced: state.quiesced.as_ref().map(quiesced),
         heard: Some(heard(state)),
         suspended_since: millis(state.course.since),
         suspended_by_host: state.course.host_suspends,
@@ -302,5 +312,14 @@ pub fn disk(disk: &DiskFacts) -> v1::Disk {
             .iter()
             .map(|bitmap| v1::Bitmap { name: bitmap.name.clone(), bytes: bitmap.bytes, ours: bitmap.ours })
             .collect(),
+    }
+}
+
+fn quiesced(quiesced: &Quiesced) -> v1::Quiesced {
+    match quiesced {
+        Quiesced::Frozen { frozen_for } => v1::Quiesced { frozen: true, frozen_for: *frozen_for, ..Default::default() },
+        Quiesced::NotFrozen { reason, message } => {
+            v1::Quiesced { reason: reason.clone(), message: message.clone(), ..Default::default() }
+        }
     }
 }

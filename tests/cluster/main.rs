@@ -35,6 +35,7 @@ mod metrics;
 mod nodes;
 mod plane;
 mod pods;
+mod quiesce;
 mod rights;
 mod targets;
 mod tenancy;

@@ -51,7 +51,7 @@ const LAYERS: &[Layer] = &[
         ],
     },
     Layer {
-        of: &["qmp"],
+        of: &["qmp", "guest_agent"],
         never: &[
             "kube",
             CLUSTER,

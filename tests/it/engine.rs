@@ -12,6 +12,7 @@ mod kept;
 mod late;
 mod order;
 mod parents;
+mod quiesce;
 mod scenarios;
 mod scratch;
 mod shape;

@@ -13,6 +13,7 @@ mod migration;
 mod mistake;
 mod origins;
 mod overlays;
+mod quiesce;
 mod replies;
 mod staged;
 mod storage;

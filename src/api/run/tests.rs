@@ -11,6 +11,7 @@ fn run() -> BackupRun {
             backup_type: BackupType::Full,
             disks: None,
             fleecing: None,
+            quiesce: None,
             transfer: None,
             suspend: false,
             cancel: false,
@@ -36,12 +37,13 @@ type Change = (&'static str, fn(&mut BackupRunSpec));
 
 #[test]
 fn only_what_steers_a_run_may_change() {
-    let changes: [Change; 10] = [
+    let changes: [Change; 11] = [
         ("guestRef", |s| s.guest_ref.name = "x".to_owned()),
         ("repositoryRef", |s| s.repository_ref.name = "x".to_owned()),
         ("repositoryRef.namespace", |s| s.repository_ref.namespace = Some("x".to_owned())),
         ("disks", |s| s.disks = Some(DiskSelection { include: vec!["a".to_owned()], exclude: vec![] })),
         ("fleecing", |s| s.fleecing = Some(Fleecing { mode: FleecingMode::Never })),
+        ("quiesce", |s| s.quiesce = Some(Quiesce { mode: QuiesceMode::Required, ..Quiesce::default() })),
         ("transfer.dataPath", |s| {
             s.transfer = Some(Transfer { data_path: DataPath::Staged, ..limited("1Mi") });
         }),
@@ -127,4 +129,14 @@ fn a_run_is_suspended_resumed_and_given_another_bandwidth() {
     let mut resumed = before.clone();
     resumed.spec.suspend = false;
     resumed.validate_cel_update(&before).unwrap();
+}
+
+#[test]
+fn a_freeze_takes_some_seconds_at_most() {
+    for (timeout, right) in [("1s", true), ("99s", true), ("0s", false), ("100s", false), ("1m", false), ("10", false)]
+    {
+        let mut new = run();
+        new.spec.quiesce = Some(Quiesce { freeze_timeout: timeout.to_owned(), ..Quiesce::default() });
+        assert_eq!(new.validate_cel().is_ok(), right, "{timeout}");
+    }
 }

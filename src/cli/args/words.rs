@@ -28,6 +28,18 @@ pub enum Fleecing {
     Never,
 }
 
+/// Whether the file systems of a machine stand still at the instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum Quiesce {
+    /// Or fail.
+    Required,
+    /// Where it can be done.
+    Preferred,
+    /// Not at all.
+    Never,
+}
+
 /// Which way the data takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]

@@ -9,7 +9,7 @@ use crate::{
         BackupRunStatus,
         condition::{self, Stage},
         duration, quantity,
-        run::{BackupType, RestorePointRef, RunAgent, RunDisk},
+        run::{BackupType, RestorePointRef, RunAgent, RunDisk, RunQuiesce},
         words::Reason,
     },
     controller::{backup_type, begin_to_wait, seen, signed, since, time},
@@ -130,6 +130,10 @@ pub fn report(
         facts.generation,
         now,
     );
+    if let Some((word, reason, message)) = quiesced(world) {
+        let why = (reason.as_str(), message.as_str());
+        condition::set(&mut status.conditions, condition::QUIESCED, word, why, facts.generation, now);
+    }
     if let Some((word, reason, message)) = suspended(plan, world, &status) {
         let why = (reason.as_str(), message.as_str());
         condition::set(&mut status.conditions, condition::SUSPENDED, word, why, facts.generation, now);
@@ -243,6 +247,16 @@ fn phase(world: &World) -> (&'static str, String) {
     (phase, format!("{message}{lost}"))
 }
 
+/// Whether the guest's file systems stood still at the instant, and why not; none where they were not to, and before it.
+fn quiesced(world: &World) -> Option<(&'static str, String, String)> {
+    let Some(Started { on_agent: OnAgent::State(state), .. }) = &world.started else { return None };
+    let quiesced = state.quiesced.as_ref()?;
+    Some(match quiesced.frozen {
+        true => ("True", Reason::Frozen.as_str().to_owned(), Reason::Frozen.meaning().to_owned()),
+        false => ("False", quiesced.reason.clone(), quiesced.message.clone()),
+    })
+}
+
 /// Whether the run stands still, and why; none for one that never was to.
 fn suspended(plan: &Plan, world: &World, status: &BackupRunStatus) -> Option<(&'static str, String, String)> {
     let of = |word, reason: Reason| Some((word, reason.as_str().to_owned(), reason.meaning().to_owned()));
@@ -284,6 +298,10 @@ fn progress(status: &mut BackupRunStatus, state: &v1::RunState, facts: &Facts, n
         status.data_path = if state.staged { "Staged" } else { "Direct" }.to_owned();
         status.fleeced = Some(state.fleeced);
     }
+    status.quiesce = state.quiesced.as_ref().map(|quiesced| RunQuiesce {
+        outcome: if quiesced.frozen { "Frozen" } else { "NotFrozen" }.to_owned(),
+        frozen_for: quiesced.frozen.then(|| format!("{}ms", quiesced.frozen_for)),
+    });
     status.disks = state.disks.iter().map(disk).collect();
     let sum = |of: fn(&v1::DiskState) -> u64| state.disks.iter().map(of).fold(0u64, u64::saturating_add);
     let (done, total) = (sum(|d| d.done_bytes), sum(|d| d.total_bytes));

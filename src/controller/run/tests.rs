@@ -353,3 +353,24 @@ fn a_status_says_whether_a_run_stands_still_and_because_of_whom() {
     let refused = RunState { reason: "SuspendNeedsFleecing".into(), message: "It goes on".into(), ..copying };
     assert_eq!(told(&shown(suspended, refused, None)), of("False", "SuspendNeedsFleecing"));
 }
+
+#[test]
+fn a_status_says_whether_the_guest_was_frozen_and_why_not() {
+    let shown = |quiesced: Option<crate::rpc::v1::Quiesced>| {
+        let state = RunState { phase: RunPhase::Copying.into(), quiesced, ..RunState::default() };
+        let status = report(&Plan::Follow, &going(OnAgent::State(Box::new(state))), &Facts::default(), None, at(10));
+        let told = crate::api::condition::find(&status.conditions, "Quiesced").cloned();
+        (told.map(|told| (told.status, told.reason, told.message)), status.quiesce)
+    };
+    assert_eq!(shown(None), (None, None));
+    let frozen = crate::rpc::v1::Quiesced { frozen: true, frozen_for: 12, ..Default::default() };
+    let (told, quiesce) = shown(Some(frozen));
+    assert_eq!(told.map(|told| (told.0, told.1)), Some(("True".to_owned(), "Frozen".to_owned())));
+    assert_eq!(quiesce.map(|quiesce| quiesce.frozen_for), Some(Some("12ms".to_owned())));
+    let (reason, message) = ("GuestAgentSilent".to_owned(), "It did not answer".to_owned());
+    let (told, quiesce) = shown(Some(crate::rpc::v1::Quiesced { reason, message, ..Default::default() }));
+    let wanted = ("False".to_owned(), "GuestAgentSilent".to_owned(), "It did not answer".to_owned());
+    assert_eq!(told, Some(wanted));
+    let quiesce = quiesce.unwrap();
+    assert_eq!((quiesce.outcome.as_str(), quiesce.frozen_for), ("NotFrozen", None));
+}

@@ -33,6 +33,7 @@ impl EngineError {
             Self::GuestStopped { .. } => "GuestStopped",
             Self::MigrationStarted { .. } => "MigrationStarted",
             Self::NotFleeced { why } => why.reason(),
+            Self::NotQuiesced { reason, .. } => reason,
             Self::Scratch { .. } => "ScratchUnusable",
             Self::Overlaid { .. } => TypeReason::ActiveLayerChanged.as_str(),
             Self::DiskChanged { change, .. } => match change {
@@ -82,6 +83,7 @@ impl EngineError {
             | Self::GuestHarmed { .. }
             | Self::GuestStopped { .. }
             | Self::MigrationStarted { .. }
+            | Self::NotQuiesced { .. }
             | Self::Scratch { .. }
             | Self::Overlaid { .. }
             | Self::DiskChanged { .. }

@@ -9,6 +9,7 @@ use crate::{
     engine::course::Course,
     engine::data_path::RequestedDataPath,
     engine::fleecing::RequestedFleecing,
+    engine::quiesce::Quiesce,
     engine::request::{BackupRequest, DiskSelection, GuestRef, RepositoryRef},
     ids::{AttemptId, BitmapName, BitmapRole, LineageId, PointId},
 };
@@ -32,6 +33,7 @@ pub(in crate::engine) fn request() -> BackupRequest {
         data_path: RequestedDataPath::Auto,
         disks: DiskSelection::default(),
         bandwidth: 0,
+        quiesce: Quiesce::default(),
         policy: None,
     }
 }
@@ -66,6 +68,8 @@ pub(in crate::engine) fn fixture() -> Record {
         workers: Some(8),
         staging: None,
         stopping: false,
+        freezing: false,
+        quiesced: None,
         monitor: "/run/qemu/db-1.qmp".into(),
         course: Course::default(),
         block_graph: serde_json::Value::Null,

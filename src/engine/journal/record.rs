@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     chain::next::{BackupType, Base, Choice},
-    engine::{course::Course, request::BackupRequest},
+    engine::{course::Course, quiesce::Quiesced, request::BackupRequest},
     ids::{AttemptId, BitmapName, BitmapRole, DiskName, JobId, LineageId, NodeName, NodeRole, PointId},
     qmp::Process,
 };
@@ -51,6 +51,12 @@ pub struct Record {
     /// Whether the guest may stand still because of the attempt: then it is continued before anything else.
     #[serde(default)]
     pub stopping: bool,
+    /// Whether the guest may be frozen because of the attempt: then it is thawed before anything else.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freezing: bool,
+    /// What became of the freeze that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesced: Option<Quiesced>,
     /// What is wished of its course.
     #[serde(default, skip_serializing_if = "Course::is_default")]
     pub course: Course,

@@ -123,6 +123,8 @@ impl Run<'_> {
             disks,
             staging,
             stopping: false,
+            freezing: false,
+            quiesced: None,
             course: before.course,
             block_graph: serde_json::to_value(&guest.disks).unwrap_or_default(),
             command_line,

@@ -9,6 +9,7 @@ use crate::{
     engine::{
         journal::{Record, RecordDisk},
         progress::Phase,
+        quiesce::Quiesced,
         space::CLUSTER,
     },
     ids::DiskName,
@@ -148,7 +149,10 @@ fn manifest(record: &Record, sequence: u64, sealed: &[SealedDisk], variables: Va
             run: request.run.clone(),
             attempt: record.attempt.to_string(),
             checkpoint_time: record.checkpoint_time().unwrap_or(record.started),
-            consistency: Consistency::Crash,
+            consistency: match record.quiesced {
+                Some(Quiesced::Frozen { .. }) => Consistency::Application,
+                Some(Quiesced::NotFrozen { .. }) | None => Consistency::Crash,
+            },
             requested_type: request.kind.as_str().to_owned(),
             kind: kind_of_all(&record.disks),
             disks: pairs()

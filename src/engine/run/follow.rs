@@ -46,6 +46,8 @@ impl Run<'_> {
                 return Ok(());
             }
             self.check_suspended(record)?;
+            // One whose agent did not answer at the instant.
+            self.thaw_guest(record).await?;
             let jobs = self.jobs(&client).await?;
             self.steer(&client, record, &jobs, &mut steered).await?;
             let block_jobs = self.execute(&client, "Asking QEMU for its jobs", &QueryBlockJobs {}).await?;

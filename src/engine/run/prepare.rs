@@ -88,7 +88,11 @@ impl Run<'_> {
                         self.execute(&client, "Beginning to record", &Transaction { actions }).await?;
                     }
                 }
-                Step::Switch { drives } => self.switch(record, &drives).await?,
+                Step::Switch { drives } => {
+                    let frozen = self.freeze(record).await?;
+                    let switched = self.switch(record, &drives).await;
+                    self.thaw(record, frozen, switched).await?;
+                }
                 Step::OpenSnapshot { node, filter } => {
                     let options = plan::snapshot_options(&node, &filter);
                     self.execute(&self.client().await?, "Opening a snapshot in QEMU", &BlockdevAdd { options }).await?;
@@ -101,11 +105,13 @@ impl Run<'_> {
                     if record.state == State::Intent {
                         self.set_state(record, State::Sending { at }).await?;
                     }
-                    if !record.is_fleeced() {
-                        self.check_places(&client, record, |_, disk| disk.top.clone()).await?;
-                    }
-                    self.execute(&client, "Starting the copy", &Transaction { actions }).await?;
-                    if !record.is_fleeced() {
+                    let transaction = Transaction { actions };
+                    if record.is_fleeced() {
+                        self.execute(&client, "Starting the copy", &transaction).await?;
+                    } else {
+                        let frozen = self.freeze(record).await?;
+                        let sent = self.send(&client, record, &transaction).await;
+                        self.thaw(record, frozen, sent).await?;
                         self.check_layers(&client, record).await?;
                     }
                     self.set_state(record, State::Running { at }).await?;
@@ -118,6 +124,12 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The transaction of a run that is not fleeced, which is its instant.
+    async fn send(&self, client: &Client, record: &Record, transaction: &Transaction) -> Done<()> {
+        self.check_places(client, record, |_, disk| disk.top.clone()).await?;
+        self.execute(client, "Starting the copy", transaction).await.map(drop)
     }
 
     /// Passes a descriptor to QEMU, in a set of its own.

@@ -15,6 +15,7 @@ use driftline::{
         BackupRequest, BackupType, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedDataPath,
         RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings,
         gate::{Gate, Passage},
+        quiesce::Quiesce,
     },
     ids::RepositoryId,
     qmp::{
@@ -159,6 +160,7 @@ impl Host {
             },
             disks: DiskSelection::default(),
             bandwidth: 0,
+            quiesce: Quiesce::default(),
             policy: None,
         }
     }

@@ -11,6 +11,7 @@ use driftline::{
     engine::{
         BackupRequest, DiskSelection, Engine, GuestRef, Patience, Phase, RepositoryRef, RequestedDataPath,
         RequestedFleecing, RequestedType, RunControl, RunState, Scratch, Settings,
+        quiesce::Quiesce,
         restore::{self, Overwrite, RestoreRequest},
     },
     ids::{BitmapName, RepositoryId},
@@ -113,6 +114,7 @@ impl Host {
             data_path: RequestedDataPath::Auto,
             disks: DiskSelection::default(),
             bandwidth,
+            quiesce: Quiesce::default(),
             policy: None,
         }
     }
