@@ -13,7 +13,7 @@ use crate::{
         BackupRequest, BackupType, DiskFacts, DiskSelection, GuestRef, Phase, PolicyRef, PowerState, RepositoryRef,
         RequestedDataPath, RequestedFleecing, RequestedType, RunState,
         course::OwnerWish,
-        quiesce::{Quiesce, QuiesceMode, Quiesced},
+        quiesce::{FREEZE_TIMEOUT, Quiesce, QuiesceMode, Quiesced},
         restore::{Overwrite, RestoreRequest},
     },
     ids::{DiskName, ParseIdError},
@@ -71,7 +71,8 @@ pub fn backup_request(request: v1::StartBackupRequest) -> Result<BackupRequest, 
         v1::Quiesce::Required => QuiesceMode::Required,
     };
     // The agent's socket stands in the guest's file.
-    let quiesce = Quiesce { mode, freeze_timeout: request.freeze_timeout, guest_agent: None };
+    let freeze_timeout = if request.freeze_timeout == 0 { FREEZE_TIMEOUT } else { request.freeze_timeout };
+    let quiesce = Quiesce { mode, freeze_timeout, guest_agent: None };
     let names = |names: Vec<String>| names.iter().map(|name| name.parse()).collect::<Result<Vec<DiskName>, _>>();
     let policy = PolicyRef { name: request.policy_name, uid: request.policy_uid };
     Ok(BackupRequest {

@@ -78,9 +78,14 @@ impl Run<'_> {
         let frozen = agent.freeze(Duration::from_secs(asked.freeze_timeout.into())).await;
         self.engine.gates.pass(Passage::Replied(FREEZE)).await;
         let Err(error) = frozen else { return Ok(Ok(Frozen { agent, since })) };
-        // It may be done much later: what is sent behind it undoes it then.
-        let thawed = agent.thaw().await;
-        if thawed.is_ok() || matches!(error, GuestAgentError::Refused { .. }) {
+        // It may be done much later: what is sent behind it undoes it then. The answer to that may be the late one to the freeze.
+        let undone = async {
+            agent.thaw().await?;
+            agent.sync().await?;
+            agent.status().await
+        };
+        let is_thawed = matches!(undone.await, Ok(FreezeStatus::Thawed));
+        if is_thawed || matches!(error, GuestAgentError::Refused { .. }) {
             self.update(record, |record| record.freezing = false).await?;
         }
         Ok(Err(Unfrozen::from(&error)))
