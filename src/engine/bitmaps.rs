@@ -100,7 +100,9 @@ pub enum BitmapRefusal {
         name: String,
     },
     /// A run of ours that nobody has finished yet needs it.
-    #[error("Bitmap {name} is of a run that is not finished: `driftline recover` finishes it first")]
+    #[error(
+        "Bitmap {name} may be needed by a run of the machine that is not finished: `driftline recover` finishes it first"
+    )]
     InFlight {
         /// Its name.
         name: String,
@@ -167,6 +169,8 @@ fn check<'a>(
     let Some(found) = found else { return Err(BitmapRefusal::NotThere { disk, name }) };
     match name.parse::<BitmapName>() {
         _ if found.busy => Err(BitmapRefusal::Busy { name }),
+        // Of another version, perhaps.
+        Err(_) if act == BitmapAct::Clear && name.starts_with(OURS) => Err(BitmapRefusal::Needed { disk, name }),
         Ok(own) if in_flight.contains(&own.point) => Err(BitmapRefusal::InFlight { name }),
         Ok(_) if act == BitmapAct::Clear => Err(BitmapRefusal::Needed { disk, name }),
         Err(_) if !of.foreign => Err(BitmapRefusal::Foreign { name }),
@@ -187,7 +191,12 @@ impl Engine {
         act: BitmapAct,
     ) -> Result<(), EngineError> {
         let _lock = self.lock_soon(guest, "driftline bitmaps").await?;
-        let in_flight = self.0.journal.in_flight(None).map_err(EngineError::Journal)?;
+        let journal = &self.0.journal;
+        let in_flight = journal.in_flight(None).map_err(EngineError::Journal)?;
+        // Nobody drives it just now, and it may build on any of them.
+        if journal.load(guest).map_err(EngineError::Journal)?.is_some() && !matches!(act, BitmapAct::Add { .. }) {
+            return Err(EngineError::Bitmap(BitmapRefusal::InFlight { name: bitmap.name.clone() }));
+        }
         let client = monitor.client().await.map_err(|source| EngineError::Connect { source })?;
         let found = inspect(&client).await?;
         let node = check(&found.disks, bitmap, act, &in_flight).map_err(EngineError::Bitmap)?;

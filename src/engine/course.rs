@@ -44,6 +44,9 @@ pub struct Course {
     /// The bandwidth that was wished last; none: that of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<u64>,
+    /// Whether anything was ever wished: the jobs may have heard it, though all is again as it was.
+    #[serde(default)]
+    pub steered: bool,
     /// Since when it stands still; none while it goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
@@ -60,30 +63,31 @@ impl Course {
         self.since.is_some()
     }
 
-    /// The course after what the owner wishes now. A wish that stands already changes nothing: above all not a bandwidth that the
-    /// host has wished since.
+    /// The course after what the owner wishes now. A wish that stands already, from the request of the run on, changes nothing:
+    /// above all not a bandwidth that the host has wished since.
     #[must_use]
-    pub fn heard_owner(mut self, wish: OwnerWish, now: Timestamp) -> Self {
-        if let Some(bandwidth) = wish.bandwidth.filter(|_| wish.bandwidth != self.owner.bandwidth) {
-            self.bandwidth = Some(bandwidth);
-        }
+    pub fn heard_owner(mut self, wish: OwnerWish, requested: u64, now: Timestamp) -> Self {
+        let before = self;
+        let stands = self.owner.bandwidth.unwrap_or(requested);
+        self.bandwidth = wish.bandwidth.filter(|wished| *wished != stands).or(self.bandwidth);
         self.owner = OwnerWish {
             suspend: wish.suspend.or(self.owner.suspend),
             bandwidth: wish.bandwidth.or(self.owner.bandwidth),
         };
-        self.standing(now)
+        self.standing(before, now)
     }
 
     /// The course after what the host wishes; a cancel is no course.
     #[must_use]
     pub fn heard_host(mut self, wish: HostWish, now: Timestamp) -> Self {
+        let before = self;
         match wish {
             HostWish::Suspend => self.host_suspends = true,
             HostWish::Resume => self.host_suspends = false,
             HostWish::Bandwidth(bandwidth) => self.bandwidth = Some(bandwidth),
             HostWish::Cancel => {}
         }
-        self.standing(now)
+        self.standing(before, now)
     }
 
     /// The same course of a run that may not stand still: what the guest writes would still go to its target.
@@ -92,9 +96,10 @@ impl Course {
         Self { owner: OwnerWish { suspend: None, ..self.owner }, host_suspends: false, since: None, ..self }
     }
 
-    fn standing(mut self, now: Timestamp) -> Self {
+    fn standing(mut self, before: Course, now: Timestamp) -> Self {
         let wished = self.owner.suspend == Some(true) || self.host_suspends;
         self.since = wished.then(|| self.since.unwrap_or(now));
+        self.steered |= self != before;
         self
     }
 }
@@ -113,9 +118,9 @@ mod tests {
 
     #[test]
     fn a_run_stands_still_while_either_wishes_it() {
-        let course = Course::default().heard_owner(owner(true, 0), at(1)).heard_host(HostWish::Suspend, at(2));
+        let course = Course::default().heard_owner(owner(true, 0), 0, at(1)).heard_host(HostWish::Suspend, at(2));
         assert_eq!(course.since, Some(at(1)), "since the first of them");
-        let course = course.heard_owner(owner(false, 0), at(3));
+        let course = course.heard_owner(owner(false, 0), 0, at(3));
         assert_eq!(course.since, Some(at(1)), "the host still does");
         let course = course.heard_host(HostWish::Resume, at(4));
         assert!(!course.is_suspended());
@@ -125,19 +130,38 @@ mod tests {
 
     #[test]
     fn of_two_bandwidths_the_later_one_holds() {
-        let course = Course::default().heard_owner(owner(false, 100), at(1));
+        let course = Course::default().heard_owner(owner(false, 100), 0, at(1));
         assert_eq!(course.bandwidth, Some(100));
         let course = course.heard_host(HostWish::Bandwidth(7), at(2));
-        assert_eq!(course.heard_owner(owner(false, 100), at(3)).bandwidth, Some(7), "what it has wished before");
-        assert_eq!(course.heard_owner(owner(false, 0), at(3)).bandwidth, Some(0), "a new wish: no limit");
+        assert_eq!(course.heard_owner(owner(false, 100), 0, at(3)).bandwidth, Some(7), "what it has wished before");
+        assert_eq!(course.heard_owner(owner(false, 0), 0, at(3)).bandwidth, Some(0), "a new wish: no limit");
         let nothing = OwnerWish::default();
-        assert_eq!(course.heard_owner(nothing, at(3)), course, "an agent that was started again has heard nothing yet");
+        assert_eq!(
+            course.heard_owner(nothing, 0, at(3)),
+            course,
+            "an agent that was started again has heard nothing yet"
+        );
         assert_eq!(course.heard_host(HostWish::Cancel, at(3)), course);
     }
 
     #[test]
+    fn what_the_request_says_is_no_new_wish_of_its_owner() {
+        let course = Course::default().heard_host(HostWish::Bandwidth(7), at(1));
+        assert_eq!(course.heard_owner(owner(true, 100), 100, at(2)).bandwidth, Some(7), "only the suspend is new");
+        assert_eq!(course.heard_owner(owner(true, 100), 0, at(2)).bandwidth, Some(100));
+    }
+
+    #[test]
+    fn a_run_that_goes_again_is_not_one_that_was_never_steered() {
+        let course = Course::default().heard_host(HostWish::Suspend, at(1)).heard_host(HostWish::Resume, at(2));
+        assert!(!course.is_suspended() && !course.is_default() && course != Course::default());
+        assert!(Course::default().heard_owner(OwnerWish::default(), 5, at(1)).is_default());
+    }
+
+    #[test]
     fn a_run_that_may_not_stand_still_goes_with_its_bandwidth() {
-        let course = Course::default().heard_owner(owner(true, 5), at(1)).heard_host(HostWish::Suspend, at(1)).going();
+        let course =
+            Course::default().heard_owner(owner(true, 5), 0, at(1)).heard_host(HostWish::Suspend, at(1)).going();
         assert!(!course.is_suspended() && !course.host_suspends);
         assert_eq!((course.bandwidth, course.owner.suspend), (Some(5), None));
     }

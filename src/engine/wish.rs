@@ -56,8 +56,22 @@ impl Engine {
             {
                 return Ok(Followed::Course { run: now.request.run_name, course: now.course });
             }
+            if let Some(now) = self.record_of(guest)?.filter(|now| now.request.run == *run)
+                && let Err(error) = check(&now, wish)
+                && wish != HostWish::Cancel
+            {
+                journal.forget_wish(&path).map_err(EngineError::Journal)?;
+                return Err(error.into());
+            }
             match try_lock(&self.0.settings.locks, guest, "driftline").map_err(EngineError::Lock)? {
-                Attempted::Locked(lock) => self.drive_wish(monitor, &lock, guest, run, wish).await?,
+                Attempted::Locked(lock) => {
+                    let held = self.record_of(guest)?.filter(|now| now.request.run == *run);
+                    if held.is_none() && self.finished(run).is_none() {
+                        journal.forget_wish(&path).map_err(EngineError::Journal)?;
+                        return Err(CourseError::NoRun { guest: guest.clone() }.into());
+                    }
+                    self.drive_wish(monitor, &lock, guest, run, wish).await?;
+                }
                 Attempted::HeldBy(holder) if wish != HostWish::Cancel && tokio::time::Instant::now() >= until => {
                     return Err(CourseError::NotHeard { run: record.request.run_name, holder }.into());
                 }

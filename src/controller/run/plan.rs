@@ -374,13 +374,14 @@ fn waiting(world: &World, now: Timestamp) -> Plan {
     {
         return Plan::Pause { after: since(now, at).max(Duration::from_millis(100)) };
     }
+    // Whatever it would wait for otherwise has time until then.
+    if world.course.suspend {
+        return Plan::Suspend { left: world.deadline.saturating_sub(age) };
+    }
     let node = match &world.ready {
         Ok(node) => node.clone(),
         Err(blocker) => return wait(blocker, world, now),
     };
-    if world.course.suspend {
-        return Plan::Suspend { left: world.deadline.saturating_sub(age) };
-    }
     match &world.in_front {
         Some((behind, position)) => Plan::Queue { behind: behind.clone(), position: *position },
         None => Plan::Intend { node, attempt: world.attempts + 1 },

@@ -263,16 +263,31 @@ fn suspended(plan: &Plan, world: &World, status: &BackupRunStatus) -> Option<(&'
     if let Plan::Suspend { .. } = plan {
         return of("True", Reason::Suspended);
     }
-    if let Some(Started { on_agent: OnAgent::State(state), .. }) = &world.started {
-        if state.suspended_since > 0 {
-            return of("True", if world.course.suspend { Reason::Suspended } else { Reason::SuspendedOnHost });
+    let before = condition::find(&status.conditions, condition::SUSPENDED).filter(|before| before.status == "True");
+    match plan {
+        Plan::Fail { reason, message } | Plan::Retry { reason, message, .. } => {
+            return before.map(|_| ("False", reason.clone(), message.clone()));
         }
-        if world.course.suspend && state.reason == SUSPEND_NEEDS_FLEECING {
-            return Some(("False", state.reason.clone(), state.message.clone()));
-        }
+        Plan::Complete => return before.and_then(|_| of("False", Reason::Resumed)),
+        _ => {}
     }
-    let before = condition::find(&status.conditions, condition::SUSPENDED)?;
-    if before.status == "True" { of("False", Reason::Resumed) } else { None }
+    match world.started.as_ref().map(|started| &started.on_agent) {
+        Some(OnAgent::State(state)) => match state.phase() {
+            v1::RunPhase::Preparing | v1::RunPhase::Copying if state.suspended_since > 0 => {
+                let by_host = state.suspended_by_host && !world.course.suspend;
+                of("True", if by_host { Reason::SuspendedOnHost } else { Reason::Suspended })
+            }
+            v1::RunPhase::Copying if world.course.suspend && state.reason == SUSPEND_NEEDS_FLEECING => {
+                Some(("False", state.reason.clone(), state.message.clone()))
+            }
+            v1::RunPhase::Copying | v1::RunPhase::Finishing => before.and_then(|_| of("False", Reason::Resumed)),
+            // What the agent has not looked at yet is as it was.
+            _ => None,
+        },
+        // Nobody says that it goes on.
+        Some(OnAgent::Silent | OnAgent::Unknown) => None,
+        None => before.and_then(|_| of("False", Reason::Resumed)),
+    }
 }
 
 /// What an agent says of a run that has begun and has not ended, beyond its phase: what it waits for, or what holds it.

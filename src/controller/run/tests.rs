@@ -347,8 +347,16 @@ fn a_status_says_whether_a_run_stands_still_and_because_of_whom() {
     assert_eq!(told(&shown(Course::default(), copying.clone(), None)), None);
     let status = shown(suspended, still.clone(), None);
     assert_eq!((told(&status), status.phase.as_str()), (of("True", "Suspended"), "Suspended"));
-    let status = shown(Course::default(), still, None);
+    let status = shown(Course::default(), RunState { suspended_by_host: true, ..still.clone() }, None);
     assert_eq!(told(&status), of("True", "SuspendedOnHost"));
+    // Until an agent says otherwise, it is as it was; at its end it does not stand still.
+    let waiting = RunState { phase: RunPhase::Waiting.into(), ..RunState::default() };
+    assert_eq!(told(&shown(Course::default(), waiting, Some(&status))), of("True", "SuspendedOnHost"));
+    let finishing = RunState { phase: RunPhase::Finishing.into(), ..still.clone() };
+    assert_eq!(told(&shown(suspended, finishing, Some(&status))), of("False", "Resumed"));
+    let fails = Plan::Fail { reason: "SuspendedTooLong".into(), message: "An hour".into() };
+    let ended = report(&fails, &going(OnAgent::State(Box::new(still))), &Facts::default(), Some(&status), at(10));
+    assert_eq!(told(&ended), of("False", "SuspendedTooLong"));
     assert_eq!(told(&shown(Course::default(), copying.clone(), Some(&status))), of("False", "Resumed"));
     let refused = RunState { reason: "SuspendNeedsFleecing".into(), message: "It goes on".into(), ..copying };
     assert_eq!(told(&shown(suspended, refused, None)), of("False", "SuspendNeedsFleecing"));

@@ -59,10 +59,12 @@ impl Journal {
                 Ok(Some(written)) if written.run == run => found.push(Waiting { wish: written.wish, path }),
                 Ok(Some(_)) => self.forget_wish(&path)?,
                 Ok(None) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "a wish that cannot be read is removed");
+                Err(error @ JournalError::Malformed { .. }) => {
+                    tracing::warn!(%error, "what is no wish is removed");
                     self.forget_wish(&path)?;
                 }
+                // Whoever wished it is told that it is not heard.
+                Err(error) => tracing::warn!(%error, "a wish cannot be read now"),
             }
         }
         found.sort_by(|one, other| one.path.cmp(&other.path));

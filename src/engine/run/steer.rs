@@ -8,7 +8,7 @@ use crate::{
         CourseError, EngineError,
         course::{Course, HostWish},
         error::{SUSPEND_NEEDS_FLEECING, cancelled},
-        journal::{Journal, Record, Waiting},
+        journal::{Journal, Record, State, Waiting},
     },
     qmp::{
         Client,
@@ -23,7 +23,7 @@ impl Run<'_> {
         let now = self.now();
         let mut course = record.course;
         if self.own {
-            course = course.heard_owner(*self.control.owner.borrow(), now);
+            course = course.heard_owner(*self.control.owner.borrow(), record.request.bandwidth, now);
         }
         let wishes = self.wishes(record).await?;
         let cancel = wishes.iter().any(|waiting| waiting.wish == HostWish::Cancel);
@@ -95,7 +95,11 @@ impl Run<'_> {
 
     /// Takes over what is wished of a run that nobody drives, and has its jobs follow.
     pub(in crate::engine) async fn steer_once(&mut self, record: &mut Record) -> Done<()> {
-        if !self.hear(record).await? {
+        // Whoever died may have left the guest standing or frozen.
+        self.continue_guest(record).await?;
+        self.thaw_guest(record).await?;
+        let goes = matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. });
+        if !goes || !self.hear(record).await? {
             return Ok(());
         }
         let Ok(client) = self.same_qemu(record).await else { return Ok(()) };

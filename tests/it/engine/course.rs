@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, time::Duration};
 use driftline::{
     engine::{
         Engine, EngineError, Followed, Patience, Phase,
+        bitmaps::{BitmapAct, NamedBitmap},
         course::{Course, HostWish, OwnerWish},
     },
     ids::GuestId,
@@ -191,6 +192,17 @@ async fn what_is_wished_of_a_run_that_nobody_drives_is_done_at_once() {
     host.let_go(&host.request("run-1")).await;
     assert!(course(&host, HostWish::Suspend).await.is_suspended());
     assert_eq!(statuses(&host), ["paused", "paused"]);
+    assert!(!course(&host, HostWish::Resume).await.is_suspended());
+    assert_eq!(statuses(&host), ["running", "running"], "as if nothing had ever been wished");
+    let needed = NamedBitmap {
+        disk: "disk0".parse().unwrap(),
+        name: host.qemu.bitmaps("disk0")[0].name.clone(),
+        foreign: false,
+    };
+    let guest: GuestId = UUID.parse().unwrap();
+    let refused = host.engine().change_bitmap(&host.monitor(), &guest, &needed, BitmapAct::Remove).await.unwrap_err();
+    assert_eq!(refused.reason(), "BitmapInFlight", "the run may build on it");
+    assert!(course(&host, HostWish::Suspend).await.is_suspended());
     assert_eq!(course(&host, HostWish::Bandwidth(3 << 20)).await.bandwidth, Some(3 << 20));
     assert_eq!(speeds(&host), [3 << 20; 2]);
     assert!(!course(&host, HostWish::Resume).await.is_suspended());
