@@ -15,9 +15,6 @@ use crate::{
 /// What every name of Driftline's begins with.
 const OURS: &str = "driftline.";
 
-/// Bytes that one bit stands for, where nobody says.
-pub const GRANULARITY: u32 = 65536;
-
 /// Whether QEMU takes that for the bytes that one bit stands for: a power of two from 512 to 2 GiB.
 pub fn is_granularity(bytes: u32) -> bool {
     bytes.is_power_of_two() && bytes >= 512

@@ -256,14 +256,12 @@ impl<'a> Run<'a> {
     /// One step: looks, asks the table, does what it says.
     async fn advance(&mut self, record: &mut Record) -> Done<Option<Driven>> {
         // Before anything else, letting go included: nobody may come for a while, and the guest stands still until then.
-        let continued = self.continue_guest(record).await;
-        let thawed = self.thaw_guest(record).await;
+        let freed = self.free_guest(record).await;
         let can_change = matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. });
         if can_change {
             self.check()?;
         }
-        continued?;
-        thawed?;
+        freed?;
         if can_change && !self.hear(record).await? {
             return Ok(None);
         }
@@ -310,6 +308,13 @@ impl<'a> Run<'a> {
             Next::AwaitQemu => self.await_qemu(record).await?,
         }
         Ok(None)
+    }
+
+    /// Lets a guest go on that an attempt of ours may have left standing or frozen.
+    async fn free_guest(&mut self, record: &mut Record) -> Done<()> {
+        let continued = self.continue_guest(record).await;
+        let thawed = self.thaw_guest(record).await;
+        continued.and(thawed)
     }
 
     /// Whether somebody wants the run to stop.

@@ -50,27 +50,29 @@ impl Engine {
                 journal.forget_wish(&path).map_err(EngineError::Journal)?;
                 return Ok(Followed::Ended(Box::new(ended)));
             }
-            if !path.exists()
-                && wish != HostWish::Cancel
-                && let Some(now) = self.record_of(guest)?.filter(|now| now.request.run == *run)
-            {
-                return Ok(Followed::Course { run: now.request.run_name, course: now.course });
-            }
-            if let Some(now) = self.record_of(guest)?.filter(|now| now.request.run == *run)
-                && let Err(error) = check(&now, wish)
-                && wish != HostWish::Cancel
-            {
-                journal.forget_wish(&path).map_err(EngineError::Journal)?;
-                return Err(error.into());
+            // Before the record is read: the wish stands in there by then.
+            let heard = !path.exists();
+            let now = self.record_of(guest)?.filter(|now| now.request.run == *run);
+            if let Some(now) = now.filter(|_| wish != HostWish::Cancel) {
+                if heard {
+                    return Ok(Followed::Course { run: now.request.run_name, course: now.course });
+                }
+                if let Err(error) = check(&now, wish) {
+                    journal.forget_wish(&path).map_err(EngineError::Journal)?;
+                    return Err(error.into());
+                }
             }
             match try_lock(&self.0.settings.locks, guest, "driftline").map_err(EngineError::Lock)? {
                 Attempted::Locked(lock) => {
-                    let held = self.record_of(guest)?.filter(|now| now.request.run == *run);
-                    if held.is_none() && self.finished(run).is_none() {
-                        journal.forget_wish(&path).map_err(EngineError::Journal)?;
-                        return Err(CourseError::NoRun { guest: guest.clone() }.into());
+                    let held = self.held(guest)?.filter(|held| held.request.run == *run);
+                    match held {
+                        Some(held) => self.drive_wish(monitor, &lock, held, wish).await?,
+                        None if self.finished(run).is_some() => {}
+                        None => {
+                            journal.forget_wish(&path).map_err(EngineError::Journal)?;
+                            return Err(CourseError::NoRun { guest: guest.clone() }.into());
+                        }
                     }
-                    self.drive_wish(monitor, &lock, guest, run, wish).await?;
                 }
                 Attempted::HeldBy(holder) if wish != HostWish::Cancel && tokio::time::Instant::now() >= until => {
                     return Err(CourseError::NotHeard { run: record.request.run_name, holder }.into());
@@ -103,13 +105,9 @@ impl Engine {
         &self,
         monitor: &Monitor,
         lock: &GuestLock,
-        guest: &GuestId,
-        of: &str,
+        mut record: Record,
         wish: HostWish,
     ) -> Result<(), EngineError> {
-        let Some(mut record) = self.held(guest)?.filter(|record| record.request.run == of) else {
-            return Ok(());
-        };
         let control = RunControl::new(&record.request, record.started);
         if wish == HostWish::Cancel {
             return self.finish_other(monitor, &control, lock, record).await.map(drop);

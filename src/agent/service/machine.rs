@@ -8,9 +8,10 @@ use tokio::sync::broadcast::error::RecvError;
 use super::{Answers, Service, answers::ending, identified, key};
 use crate::{
     agent::guest::Socket,
+    chain::next::GRANULARITY,
     engine::{
         DiskFacts, EngineError, GuestRef,
-        bitmaps::{BitmapAct, GRANULARITY, NamedBitmap, is_granularity},
+        bitmaps::{BitmapAct, NamedBitmap, is_granularity},
         graph::inspect,
         jobs::{JobFacts, jobs},
     },

@@ -95,9 +95,7 @@ impl Run<'_> {
 
     /// Takes over what is wished of a run that nobody drives, and has its jobs follow.
     pub(in crate::engine) async fn steer_once(&mut self, record: &mut Record) -> Done<()> {
-        // Whoever died may have left the guest standing or frozen.
-        self.continue_guest(record).await?;
-        self.thaw_guest(record).await?;
+        self.free_guest(record).await?;
         let goes = matches!(record.state, State::Intent | State::Sending { .. } | State::Running { .. });
         if !goes || !self.hear(record).await? {
             return Ok(());

@@ -11,7 +11,7 @@ use std::sync::{
 use futures::StreamExt;
 
 use driftline::{
-    engine::Phase,
+    engine::{BackupRequest, Phase},
     qmp::fake::{Fault, Pace, When},
 };
 
@@ -125,8 +125,18 @@ async fn cancelled_at_any_act(shape: Shape) {
 
 /// Begins the run and breaks it off at its act `stop_at`, or once it has come to `end`. Whether it was stopped.
 pub(super) async fn is_stopped(host: &Host, stop_at: usize, end: impl AsyncFnOnce(&Going)) -> bool {
+    is_stopped_in(host, &host.request("run"), stop_at, end).await
+}
+
+/// The same of a run that is asked for in its own way.
+pub(super) async fn is_stopped_in(
+    host: &Host,
+    request: &BackupRequest,
+    stop_at: usize,
+    end: impl AsyncFnOnce(&Going),
+) -> bool {
     let counter = Counter::new(stop_at);
-    let going = host.start(&host.gated(counter.gate()), &host.request("run"));
+    let going = host.start(&host.gated(counter.gate()), request);
     let stopped = tokio::select! {
         () = counter.stopped() => true,
         () = end(&going) => false,

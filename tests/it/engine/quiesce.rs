@@ -20,8 +20,8 @@ use driftline::{
 use serde_json::{Value, json};
 
 use super::{
-    crashes::soak,
-    host::{Counter, Host, assert_complete, assert_failed},
+    crashes::{is_stopped_in, soak},
+    host::{Counter, Going, Host, assert_complete, assert_failed},
     shape::{Shape, Way},
 };
 
@@ -160,7 +160,7 @@ async fn a_guest_whose_engine_dies_at_any_act_is_thawed_by_the_next_one() {
             let host = Host::begun(shape, Pace::AtOnce).await;
             let agent = Agent::start(&host);
             let request = agent.request(&host, QuiesceMode::Required);
-            is_stopped_at(&host, &request, stop_at).await;
+            is_stopped_in(&host, &request, stop_at, Going::reach_end).await;
             left_frozen += usize::from(agent.is_frozen());
             let state = host.start(&host.engine(), &request).end().await;
             assert_complete(&state);
@@ -170,16 +170,6 @@ async fn a_guest_whose_engine_dies_at_any_act_is_thawed_by_the_next_one() {
         }
         assert!(left_frozen > 0, "no engine was stopped while its guest was frozen");
     }
-}
-
-async fn is_stopped_at(host: &Host, request: &BackupRequest, stop_at: usize) {
-    let counter = Counter::new(stop_at);
-    let going = host.start(&host.gated(counter.gate()), request);
-    tokio::select! {
-        () = counter.stopped() => {}
-        () = going.reach_end() => {}
-    }
-    going.abort().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
